@@ -1,0 +1,1 @@
+"""MLflow project backend that trains on an ephemeral Google Compute Engine instance."""

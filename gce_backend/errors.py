@@ -1,0 +1,111 @@
+"""Every error this package raises on purpose.
+
+::
+
+    GceBackendError                  .transient = False
+    ├── ConfigError (ValueError)     before anything exists: names the key, the value, what is allowed
+    ├── ProjectError                 the MLflow project cannot be run as asked
+    ├── TrackingError                the MLflow store does not allow or does not answer
+    ├── StorageError                 Cloud Storage refused or did not answer
+    │   └── ResultsUnverified        what the run produced is not proven to be in the bucket
+    ├── ComputeError                 Compute Engine refused or did not answer
+    │   ├── NoCapacity               (transient) the zone is out of this machine type: next zone
+    │   ├── QuotaExceeded            .is_global: no other region will help
+    │   ├── PermissionDenied
+    │   ├── InstanceNotFound         404: there is nothing that bills
+    │   └── OperationTimeout         (transient)
+    ├── RunFailed                    the run itself ended badly: .exit_code, .log_tail
+    └── CleanupError                 an instance may still be billing: .instance, .zone
+
+A leaf exists only where somebody acts differently on it. Messages say, in this order: what was
+tried on which object, what came back, what is true of the instance now, the next command.
+"""
+
+from __future__ import annotations
+
+
+class GceBackendError(Exception):
+    """Base of all errors here; ``transient`` says that trying again may help."""
+
+    transient = False
+
+
+class ConfigError(GceBackendError, ValueError):
+    """The configuration or a parameter is wrong; nothing was created."""
+
+
+class ProjectError(GceBackendError):
+    """The MLflow project cannot be run as asked; nothing was created."""
+
+
+class TrackingError(GceBackendError):
+    """The MLflow tracking store does not allow what is needed, or does not answer."""
+
+
+class StorageError(GceBackendError):
+    """Cloud Storage refused a call, or did not answer."""
+
+
+class ResultsUnverified(StorageError):
+    """What the run produced is not proven to be in the bucket; ``missing`` says what.
+
+    Args:
+        missing: one line for each object or file that is absent or differs.
+    """
+
+    def __init__(self, message: str, missing: list[str]) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+class ComputeError(GceBackendError):
+    """Compute Engine refused a call, or did not answer."""
+
+
+class NoCapacity(ComputeError):
+    """The zone cannot supply this machine type now."""
+
+    transient = True
+
+
+class QuotaExceeded(ComputeError):
+    """A quota is used up; ``is_global`` when no other region would help."""
+
+    def __init__(self, message: str, *, is_global: bool = False) -> None:
+        super().__init__(message)
+        self.is_global = is_global
+
+
+class PermissionDenied(ComputeError):
+    """The caller lacks a permission."""
+
+
+class InstanceNotFound(ComputeError):
+    """A GET said 404: the instance does not exist and does not bill."""
+
+
+class OperationTimeout(ComputeError):
+    """An operation did not end before its deadline; its effect may still come."""
+
+    transient = True
+
+
+class RunFailed(GceBackendError):
+    """The run ended badly, and everything about its end is known.
+
+    Args:
+        exit_code: what the ``mlflow run`` process should exit with.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class CleanupError(GceBackendError):
+    """An instance may still exist and bill."""
+
+    def __init__(self, message: str, *, instance: str, zone: str) -> None:
+        super().__init__(message)
+        self.instance = instance
+        self.zone = zone
