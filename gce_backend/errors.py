@@ -3,7 +3,7 @@
 ::
 
     GceBackendError                  .transient = False
-    ├── ConfigError (ValueError)     before anything exists: names the key, the value, what is allowed
+    ├── ConfigError (ValueError)     before anything exists: names key, value, what is allowed
     ├── ProjectError                 the MLflow project cannot be run as asked
     ├── TrackingError                the MLflow store does not allow or does not answer
     ├── StorageError                 Cloud Storage refused or did not answer
