@@ -1,0 +1,132 @@
+"""What the exceptions below Cloud Storage mean, in one table, and what may be an endpoint.
+
+The seam of :mod:`gce_backend.storage`: exceptions of google.api_core, google.auth and requests come
+in, :class:`~gce_backend.errors.StorageError` goes out, with what was tried, what came back, and the
+next command.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from gce_backend.errors import ConfigError, StorageError
+
+
+class _Bucket(Protocol):
+    bucket: str
+    project: str | None
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """What an exception of the libraries below says, and what to do about it."""
+
+    reason: str
+    advice: str
+    transient: bool = False
+
+
+_LOGIN = "Log in with: gcloud auth application-default login"
+_AGAIN = "Nothing was lost; try again."
+
+
+@cache
+def _meanings() -> dict[type[BaseException], _Meaning]:
+    """The one translation table; the most specific class of an exception wins."""
+    import requests
+    from google.api_core import exceptions as api
+    from google.auth import exceptions as auth
+    from google.cloud.storage import exceptions as transfer
+
+    away = _Meaning("Cloud Storage did not answer", _AGAIN, transient=True)
+    login = _Meaning("there are no valid credentials", _LOGIN)
+    return {
+        api.NotFound: _Meaning(
+            "it does not exist",
+            "If it is the bucket that is missing, create it: gcloud storage buckets create gs://{bucket}{project} "
+            "--location={location} --uniform-bucket-level-access",
+        ),
+        api.Forbidden: _Meaning(
+            "access is refused",
+            "Grant it with: gcloud storage buckets add-iam-policy-binding gs://{bucket} "
+            "--member=user:YOU@EXAMPLE.COM --role=roles/storage.objectUser",
+        ),
+        api.Unauthorized: login,
+        api.TooManyRequests: _Meaning("too many requests", _AGAIN, transient=True),
+        api.PreconditionFailed: _Meaning("somebody else changed it", _AGAIN, transient=True),
+        api.ServerError: _Meaning("Cloud Storage failed", _AGAIN, transient=True),
+        api.RetryError: away,
+        api.GoogleAPIError: _Meaning("Cloud Storage refused", "It was left as it is."),
+        auth.TransportError: away,
+        auth.GoogleAuthError: login,
+        transfer.DataCorruption: _Meaning("the data arrived damaged", _AGAIN, transient=True),
+        transfer.InvalidResponse: _Meaning("Cloud Storage refused", "It was left as it is."),
+        requests.RequestException: away,
+        ConnectionError: away,
+        TimeoutError: away,
+    }
+
+
+@contextmanager
+def translated(tried: str, storage: _Bucket, *, location: str = "europe-west1") -> Iterator[None]:
+    """Turn the libraries' exceptions into `StorageError`, saying what was ``tried``."""
+    try:
+        yield
+    except Exception as error:
+        meaning = next((_meanings()[t] for t in type(error).__mro__ if t in _meanings()), None)
+        if meaning is None:
+            raise
+        advice = meaning.advice.format(
+            bucket=storage.bucket,
+            project=f" --project={storage.project}" if storage.project else "",
+            location=location,
+        )
+        raised = StorageError(f"{tried}: {meaning.reason} ({_reply(error)}). {advice}")
+        raised.transient = meaning.transient
+        raise raised from error
+
+
+def _reply(error: BaseException) -> str:
+    """What came back, on one line: the server's own sentence where it sent one."""
+    code = getattr(error, "code", None)
+    response = getattr(error, "response", None)
+    try:
+        text = response.json()["error"]["message"] if response is not None else None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        text = getattr(response, "text", None)
+    text = " ".join(str(text or getattr(error, "message", None) or error).split())[:300]
+    return f"{int(code)}: {text}" if isinstance(code, int) else text or type(error).__name__
+
+
+def check_emulator_host(host: str | None) -> None:
+    """Refuse a ``STORAGE_EMULATOR_HOST`` that would send data over the network unencrypted.
+
+    Raises:
+        ConfigError: naming the variable, its value, and what is allowed.
+    """
+    if not host:
+        return
+    url = urlsplit(host)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ConfigError(
+            f"STORAGE_EMULATOR_HOST={host!r} is not a URL; it needs its scheme, "
+            "as in http://127.0.0.1:9000"
+        )
+    if url.scheme == "http" and not _is_loopback(url.hostname):
+        raise ConfigError(
+            f"STORAGE_EMULATOR_HOST={host!r} is plain http to another machine; "
+            "only a loopback address (127.0.0.1, localhost, [::1]) may be http"
+        )
+
+
+def _is_loopback(hostname: str) -> bool:
+    try:
+        return ipaddress.ip_address(hostname).is_loopback
+    except ValueError:
+        return hostname == "localhost"
