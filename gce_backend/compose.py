@@ -1,0 +1,146 @@
+"""One Hydra composition: a project's ``conf/`` with the packaged groups behind it.
+
+Turns what Hydra and OmegaConf raise into one sentence that names the word at fault, what is
+allowed, and the closest match.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gce_backend.errors import ConfigError
+
+
+class Composer:
+    """Composes a project's configuration with the packaged groups behind its own.
+
+    Hydra's public ``initialize`` is global state and refuses to work inside a Hydra application;
+    a private loader works anywhere and in any thread.
+    """
+
+    def __init__(self, project_dir: Path) -> None:
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+        from hydra.core.plugins import Plugins
+
+        Plugins.instance()  # registers the sources behind file:// and pkg://
+        own = project_dir / "conf"
+        path = ConfigSearchPathImpl()
+        path.append("hydra", "pkg://hydra.conf")
+        if own.is_dir():
+            path.append("main", own.absolute().as_uri())
+        path.append("gce_backend", defaults_dir().absolute().as_uri())
+        path.append("schema", "structured://")
+        self._loader = ConfigLoaderImpl(path)
+        self._name = "config" if (own / "config.yaml").is_file() else None
+        base = self._load([]) if self._name else OmegaConf.create({})
+        self._missing = {
+            group: word
+            for group, word in (("machine", "+machine=n1-standard-2"), ("gce", "+gce=default"))
+            if group not in base
+        }
+        self._base = self.compose([])
+
+    def compose(self, words: Sequence[str]) -> DictConfig:
+        """The whole tree with ``words`` applied; raises ConfigError naming the word at fault."""
+        try:
+            return self._load(self._with_groups(words))
+        except Exception as error:  # Hydra's, OmegaConf's and the grammar's have no common base
+            raise self._explain(words, error) from error
+
+    def check_types(self, words: Sequence[str]) -> None:
+        """Refuse a word for a number or a switch: no schema of the project's is known here."""
+        for word in words:
+            key, sign, text = word.partition("=")
+            if not sign or key.startswith(("+", "~")) or "," in text:
+                continue
+            default = OmegaConf.select(self._base, key, default=None)
+            if isinstance(default, (bool, int, float)):
+                value = OmegaConf.select(self.compose([word]), key)
+                if isinstance(value, str):
+                    kind = "true or false" if isinstance(default, bool) else "a number"
+                    raise ConfigError(
+                        f"{key}: expected {kind} like the default {default!r}, got {value!r}. "
+                        f"To change its type on purpose, write ++{word}"
+                    )
+
+    def _load(self, words: Sequence[str]) -> DictConfig:
+        from hydra.types import RunMode
+
+        config: DictConfig = self._loader.load_configuration(
+            config_name=self._name, overrides=list(words), run_mode=RunMode.RUN
+        )
+        with_hydra = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(with_hydra, dict)
+        with_hydra.pop("hydra", None)
+        return OmegaConf.create(with_hydra)
+
+    def _with_groups(self, words: Sequence[str]) -> list[str]:
+        """``words``, with the groups that the project's own config does not mention put in."""
+        chosen = dict(self._missing)
+        rest = []
+        for word in words:
+            group = word.partition("=")[0]
+            if group in chosen:
+                chosen[group] = f"+{word}"
+            else:
+                rest.append(word)
+        return [*chosen.values(), *rest]
+
+    def _explain(self, words: Sequence[str], error: Exception) -> ConfigError:
+        for word in words:
+            try:
+                self._load(self._with_groups([word]))
+            except Exception as single:
+                return self._explain_word(word, single)
+        reason = first_line(error)
+        if self._name and not words:
+            return ConfigError(f"conf/config.yaml does not compose: {reason}")
+        return ConfigError(f"{' '.join(words)}: does not compose: {reason}")
+
+    def _explain_word(self, word: str, error: Exception) -> ConfigError:
+        key, _, value = word.lstrip("+~").partition("=")
+        if options := self._loader.get_group_options(key):
+            return ConfigError(f"{key}={value}: no such {key}. {choices(value, options)}")
+        if OmegaConf.select(self._base, key, default=None) is None:
+            keys = dotted_keys(self._base)
+            if key not in keys:
+                near = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
+                return ConfigError(f"{word}: unknown key {key!r}. {choices(key, keys, near)}")
+        return ConfigError(f"{word}: {first_line(error.__cause__ or error)}")
+
+
+def defaults_dir() -> Path:
+    """The folder with the packaged ``machine`` and ``gce`` groups."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def choices(given: str, allowed: Sequence[str], near: Sequence[str] = ()) -> str:
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    shown = sorted(near or allowed)
+    listed = ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "")
+    return (f"Did you mean {close[0]!r}? " if close else "") + f"Allowed: {listed}"
+
+
+def dotted_keys(config: DictConfig) -> list[str]:
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            keys.append(name)
+            if isinstance(value, dict):
+                walk(value, f"{name}.")
+
+    walk(OmegaConf.to_container(config, resolve=False), "")
+    return keys
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

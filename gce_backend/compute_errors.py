@@ -1,0 +1,116 @@
+"""What Compute Engine, its client library and the network raise, told in our terms.
+
+Decided by type, code and reason; never by searching in a text, save for the one quota whose
+scope the API tells in no other way. Codes and where they appear: the API's documentation on
+troubleshooting instance creation, and operations published in public issues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from gce_backend.errors import (
+    ComputeError,
+    ConfigError,
+    GceBackendError,
+    InstanceNotFound,
+    NoCapacity,
+    PermissionDenied,
+    QuotaExceeded,
+)
+
+_NO_CAPACITY = {
+    "ZONE_RESOURCE_POOL_EXHAUSTED",
+    "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS",
+    "REGION_RESOURCE_POOL_EXHAUSTED",
+    "RESOURCE_POOL_EXHAUSTED",
+    "GPU_STOCKOUT",
+    "UNSUPPORTED_OPERATION",  # a spot instance preempted while it was created
+    "RESOURCE_NOT_FOUND",  # the instance vanished while it was created
+    "insufficientCapacity",
+}
+_QUOTA = {"QUOTA_EXCEEDED", "quotaExceeded"}
+_RATE_LIMIT = {"rateLimitExceeded", "userRateLimitExceeded", "RESOURCE_OPERATION_RATE_EXCEEDED"}
+_RETRIED_STATUS = {429, 500, 502, 503, 504}
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed a little later.
+
+    The client library itself retries only a GET that got 503.
+    """
+    import requests
+    from google.api_core import exceptions
+
+    if isinstance(error, (requests.ConnectionError, requests.Timeout)):
+        return True
+    if not isinstance(error, exceptions.GoogleAPICallError):
+        return False
+    reasons = _reasons(error)
+    if reasons & _NO_CAPACITY:
+        return False  # answered by another zone, not by patience
+    return error.code in _RETRIED_STATUS or bool(reasons & _RATE_LIMIT)
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Raise our errors for the library's; ``what`` begins the message: the call and its object."""
+    import google.auth.exceptions
+    import requests
+    from google.api_core import exceptions
+
+    try:
+        yield
+    except GceBackendError:
+        raise
+    except exceptions.GoogleAPICallError as error:
+        raise _from_http(what, error) from error
+    except google.auth.exceptions.GoogleAuthError as error:
+        raise PermissionDenied(
+            f"{what}: no valid credentials ({error}). Run: gcloud auth application-default login"
+        ) from error
+    except requests.RequestException as error:
+        raise ComputeError(f"{what}: Compute Engine did not answer ({error})") from error
+
+
+def from_operation(what: str, operation: Mapping[str, Any]) -> ComputeError | None:
+    """The error an ended operation carries, or None.
+
+    Looks into ``error.errors`` itself: the library's ``result()`` calls an operation without
+    ``httpErrorStatusCode`` a success, whatever errors it lists.
+    """
+    errors: Sequence[Mapping[str, Any]] = operation.get("error", {}).get("errors", [])
+    if not errors and not operation.get("httpErrorStatusCode"):
+        return None
+    codes = {str(item.get("code", "")) for item in errors}
+    text = "; ".join(f"{item.get('code')}: {item.get('message')}" for item in errors)
+    status = int(operation.get("httpErrorStatusCode") or 0)
+    message = f"{what}: {text or operation.get('httpErrorMessage') or status}"
+    return _by_code(message, status, codes)
+
+
+def _from_http(what: str, error: Any) -> ComputeError | ConfigError:
+    message = f"{what}: {error.code} {error.message}"
+    return _by_code(message, int(error.code or 0), _reasons(error))
+
+
+def _by_code(message: str, status: int, codes: set[str]) -> ComputeError | ConfigError:
+    if codes & _NO_CAPACITY:
+        return NoCapacity(message)
+    if codes & _QUOTA:
+        return QuotaExceeded(message, is_global="GPUS_ALL_REGIONS" in message)
+    if status == 404 and "/instances/" in message:
+        return InstanceNotFound(message)
+    if status in (401, 403):
+        return PermissionDenied(message)
+    return ComputeError(message)
+
+
+def _reasons(error: Any) -> set[str]:
+    found = set()
+    for item in error.errors or []:
+        reason = item.get("reason") if isinstance(item, dict) else getattr(item, "code", None)
+        found.add(str(reason))
+    return found

@@ -1,0 +1,270 @@
+"""What a run is to be, composed by Hydra from ``conf/`` and held against a schema.
+
+The only reader of the environment and of MLflow's ``backend_config``. Not here: what an MLproject
+declares (``project.py``), and whether the cloud agrees (``compute.py``, ``storage.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gce_backend.compose import Composer, choices, dotted_keys, first_line
+from gce_backend.errors import ConfigError
+
+# The keys MLflow itself puts into a backend's configuration; none of them is ours.
+_MLFLOW_KEYS = frozenset(
+    {"ENV_MANAGER", "SYNCHRONOUS", "DOCKER_ARGS", "STORAGE_DIR", "build_image", "docker_auth"}
+)
+_NO_CLOUD = """{what} is configured. Two ways out:
+  the real cloud:  {remedy}, and `gcloud auth application-default login`
+  the emulator:    mlflow-gce emulator exec -- mlflow run . --backend gce   (no account, no cost)"""
+
+
+@dataclass
+class Machine:
+    """The instance to ask for: the schema of ``conf/machine/*.yaml``.
+
+    Attributes:
+        image: an image or image family, ``projects/P/global/images[/family]/NAME``.
+        gpus: how many GPUs a running instance has, attached or part of the type.
+        accelerator_type: only where GPUs are attached to the type (N1); ``gpus`` is their number.
+        zones: every zone that offers this machine, best first.
+    """
+
+    name: str
+    machine_type: str
+    image: str
+    zones: list[str]
+    spot: bool = False
+    disk_gb: int = 50
+    disk_type: str = "pd-balanced"
+    gpus: int = 0
+    accelerator_type: str | None = None
+
+
+@dataclass
+class Results:
+    """``require``: artifact paths that a successful run must have left in the bucket."""
+
+    require: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Gce:
+    """Where runs go, and their limits: the schema of the ``gce`` node (comments in its file)."""
+
+    project: str | None
+    bucket: str | None
+    prefix: str
+    zones: list[str] | None
+    network: str
+    subnetwork: str | None
+    external_ip: bool
+    service_account: str
+    scopes: list[str]
+    max_hours: float
+    rescue_minutes: float
+    boot_minutes: float
+    grace_seconds: float
+    follow: bool
+    torch_backend: str | None
+    results: Results = field(default_factory=Results)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the APIs are: None stands for Google's own addresses."""
+
+    compute: str | None = None
+    storage: str | None = None
+
+    @property
+    def emulated(self) -> bool:
+        return self.compute is not None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A validated configuration: nothing below this module asks whether a value is set."""
+
+    machine: Machine
+    gce: Gce
+    endpoints: Endpoints
+    zones: tuple[str, ...]
+    project: str
+    bucket: str
+
+
+def load_settings(
+    project_dir: Path,
+    *,
+    backend_config: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, str] | None = None,
+    training_words: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Compose and validate everything that a run in ``project_dir`` needs.
+
+    Args:
+        backend_config: MLflow's ``--backend-config``, a map of Hydra overrides.
+        parameters: the ``machine`` and ``gce`` parameters among ``-P key=value``.
+        training_words: the Hydra overrides the entry point will get; only checked, so that a
+            misspelt key fails here and not on an instance that bills.
+
+    Raises:
+        ConfigError: with the key, its value, what is allowed, and the closest match.
+    """
+    endpoints = read_endpoints(environ)
+    words = [*_backend_config_words(backend_config or {}), *_words(parameters or {})]
+    composer = Composer(project_dir)
+    config = composer.compose([*words, *training_words])
+    composer.check_types(training_words)
+    machine: Machine = _typed(config, "machine", Machine)
+    gce: Gce = _typed(config, "gce", Gce)
+    _check_limits(gce)
+    return Settings(
+        machine=machine,
+        gce=gce,
+        endpoints=endpoints,
+        zones=_usable_zones(machine, gce),
+        project=_project(gce, endpoints),
+        bucket=_bucket(gce),
+    )
+
+
+def is_backend_parameter(name: str) -> bool:
+    """Whether ``-P name=…`` is this backend's own rather than the entry point's."""
+    return name == "machine" or name.startswith(("machine.", "gce."))
+
+
+def read_endpoints(environ: Mapping[str, str] = os.environ) -> Endpoints:
+    """Where the environment says the APIs are, in the names the ecosystem uses.
+
+    Raises:
+        ConfigError: a token would travel over plain http, or only one API is emulated.
+    """
+    compute = environ.get("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE") or None
+    storage = environ.get("STORAGE_EMULATOR_HOST") or None
+    for name, url in (
+        ("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", compute),
+        ("STORAGE_EMULATOR_HOST", storage),
+    ):
+        if url and url.startswith("http://") and not _is_loopback(url):
+            raise ConfigError(
+                f"{name}={url}: plain http to an address that is not loopback would send your "
+                "token in the clear. Use https, or an address of 127.0.0.0/8"
+            )
+    if (compute is None) != (storage is None) and _is_loopback(compute or storage or ""):
+        raise ConfigError(
+            "one of Compute Engine and Cloud Storage is emulated and the other is not "
+            f"(CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE={compute}, STORAGE_EMULATOR_HOST={storage})"
+            ". Set both, as `mlflow-gce emulator env` prints them, or neither"
+        )
+    return Endpoints(compute, storage)
+
+
+def _is_loopback(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _words(parameters: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={_hydra_value(value)}" for key, value in parameters.items()]
+
+
+def _hydra_value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_hydra_value(item) for item in value)}]"
+    return str(value)
+
+
+def _backend_config_words(backend_config: Mapping[str, Any]) -> list[str]:
+    ours = {key: value for key, value in backend_config.items() if key not in _MLFLOW_KEYS}
+    for key, value in ours.items():
+        if not is_backend_parameter(key):
+            allowed = ["machine", *dotted_keys(Composer(Path(os.devnull)).compose([]))]
+            raise ConfigError(f"backend config: unknown key {key!r}. {choices(key, allowed)}")
+        if isinstance(value, Mapping):
+            raise ConfigError(
+                f"backend config: {key!r} is a map; write dotted keys, as in "
+                '{"machine": "l4", "gce.max_hours": 2}'
+            )
+    return _words(ours)
+
+
+def _typed(config: DictConfig, node: str, schema: type) -> Any:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), config[node])
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = f"{node}.{error.full_key or error.key}"
+        known = [f"{node}.{field.name}" for field in dataclasses.fields(schema)]
+        hint = "" if key in known else f" {choices(key, known)}"
+        raise ConfigError(f"{key}: {first_line(error)}.{hint}") from error
+
+
+def _check_limits(gce: Gce) -> None:
+    most = 120 * 24  # maxRunDuration allows 120 days
+    if gce.max_hours <= 0 or gce.max_hours + gce.rescue_minutes / 60 > most:
+        raise ConfigError(
+            f"gce.max_hours={gce.max_hours}: with gce.rescue_minutes it must be between 0 and "
+            f"{most} hours, what Compute Engine allows an instance with a deadline"
+        )
+    for key in ("rescue_minutes", "boot_minutes", "grace_seconds"):
+        if getattr(gce, key) < 0:
+            raise ConfigError(f"gce.{key}={getattr(gce, key)}: must not be negative")
+
+
+def _usable_zones(machine: Machine, gce: Gce) -> tuple[str, ...]:
+    if gce.zones is None:
+        return tuple(machine.zones)
+    wrong = [zone for zone in gce.zones if zone not in machine.zones]
+    if wrong or not gce.zones:
+        raise ConfigError(
+            f"gce.zones={gce.zones}: machine {machine.name!r} ({machine.machine_type}) is not "
+            f"offered in {', '.join(wrong) or 'an empty list'}. "
+            f"{choices((wrong or [''])[0], machine.zones)}. "
+            "If the preset is out of date, set machine.zones"
+        )
+    return tuple(gce.zones)
+
+
+def _project(gce: Gce, endpoints: Endpoints) -> str:
+    if gce.project:
+        return gce.project
+    if not endpoints.emulated:
+        import google.auth
+        import google.auth.exceptions
+
+        try:
+            if project := google.auth.default()[1]:
+                return str(project)
+        except google.auth.exceptions.DefaultCredentialsError:
+            pass
+    remedy = "-P gce.project=PROJECT (or GOOGLE_CLOUD_PROJECT=PROJECT)"
+    raise ConfigError(_NO_CLOUD.format(what="no Google Cloud project", remedy=remedy))
+
+
+def _bucket(gce: Gce) -> str:
+    if not gce.bucket:
+        remedy = "-P gce.bucket=BUCKET (or MLFLOW_GCE_BUCKET=BUCKET)"
+        raise ConfigError(_NO_CLOUD.format(what="no bucket", remedy=remedy))
+    if "/" in gce.bucket:
+        raise ConfigError(
+            f"gce.bucket={gce.bucket}: only the bucket's name, without gs:// or a folder "
+            "(the folder is gce.prefix)"
+        )
+    return gce.bucket
