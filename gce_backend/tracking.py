@@ -1,0 +1,222 @@
+"""The MLflow side of a run: an experiment an instance can write to, and the run itself.
+
+Not here: what the training logs (``sync.py`` applies it).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gce_backend.config import Settings
+from gce_backend.errors import TrackingError
+from gce_backend.lifecycle import OUTCOME, EndReason
+from gce_backend.project import EntryPoint, Source
+
+_DEFAULT_EXPERIMENT = "0"
+_PARAM_NAME = re.compile(r"^[\w\-. /:]+$")
+_MAX_PARAM_LENGTH = 6000
+
+# Tags through which a later command finds a run's instance and its files.
+RUN_URI_TAG = "gce.run"
+PROJECT_TAG, ZONE_TAG, INSTANCE_TAG = "gce.project", "gce.zone", "gce.instance"
+DEADLINE_TAG = "gce.deadline"
+END_REASON_TAG = "gce.end_reason"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Where the run goes. ``notice``: what the user should be told about the choice."""
+
+    experiment_id: str
+    name: str
+    location: str
+    notice: str | None = None
+
+
+class Tracking:
+    """One MLflow store.
+
+    Args:
+        uri: as MLflow resolved it; both sqlite files and servers work.
+    """
+
+    def __init__(self, uri: str) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self.uri = uri
+        self._client = MlflowClient(tracking_uri=uri)
+
+    def choose_experiment(
+        self, experiment_id: str, *, project_name: str, settings: Settings
+    ) -> Experiment:
+        """The experiment for a run: its artifacts must lie in ``gs://``, where instances can write.
+
+        MLflow's default experiment stands for "none was named": one named after the project takes
+        its place. A named one without any run is set aside and made anew; a location cannot be
+        changed, and MLflow's command line creates the experiment before a backend is asked.
+
+        Raises:
+            TrackingError: a named experiment has runs, and another location than ``gs://``.
+        """
+        experiment = self._client.get_experiment(experiment_id)
+        if experiment.artifact_location.startswith("gs://"):
+            return _of(experiment)
+        if experiment_id == _DEFAULT_EXPERIMENT:
+            found = self._client.get_experiment_by_name(project_name)
+            if found is None:
+                return self._create(project_name, settings, "no experiment was named")
+            if found.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"experiment {project_name!r} is deleted. Run: mlflow experiments restore "
+                    f"--experiment-id {found.experiment_id}, or name one: --experiment-name NAME"
+                )
+            if found.artifact_location.startswith("gs://"):
+                return _of(found)
+            experiment = found
+        if self._has_runs(experiment.experiment_id):
+            raise TrackingError(self._wrong_location(experiment, settings))
+        aside = f"{experiment.name} (local, {experiment.experiment_id})"
+        self._client.rename_experiment(experiment.experiment_id, aside)
+        return self._create(
+            experiment.name,
+            settings,
+            f"its empty namesake with location {experiment.artifact_location} is now {aside!r}",
+        )
+
+    def create_run(
+        self,
+        experiment: Experiment,
+        source: Source,
+        entry: EntryPoint,
+        *,
+        settings: Settings,
+        backend_parameters: Mapping[str, str],
+        run_name: str | None,
+    ) -> str:
+        """Create the run with everything known before it starts; return its id.
+
+        Parameters are stored as given: MLflow stores them shell-quoted, and a trainer that logs the
+        same value itself then fails on the difference.
+        """
+        from mlflow.entities import Param, RunTag
+
+        run = self._client.create_run(
+            experiment.experiment_id,
+            run_name=run_name,
+            tags=_tags(source, entry, settings),
+        )
+        parameters = {"machine": settings.machine.name, **backend_parameters, **entry.parameters}
+        kept = {key: value for key, value in parameters.items() if _PARAM_NAME.match(key)}
+        dropped = [RunTag("gce.parameters", json.dumps(parameters))] if kept != parameters else []
+        run_id: str = run.info.run_id
+        self._client.log_batch(
+            run_id,
+            params=[Param(k, _canonical(v)[:_MAX_PARAM_LENGTH]) for k, v in kept.items()],
+            tags=dropped,
+        )
+        self._client.update_run(run_id, status="SCHEDULED")
+        return run_id
+
+    def spec(self, experiment: Experiment, run_id: str) -> dict[str, Any]:
+        """What the relay on the instance must know of the store, as MLflow's REST API shows it."""
+        from mlflow.utils.proto_json_utils import message_to_json
+
+        run = self._client.get_run(run_id)
+        found = self._client.get_experiment(experiment.experiment_id)
+        return {
+            "experiment_id": experiment.experiment_id,
+            "experiment": json.loads(message_to_json(found.to_proto())),
+            "run": json.loads(message_to_json(run.to_proto())),
+        }
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def set_running(self, run_id: str) -> None:
+        self._client.update_run(run_id, status="RUNNING")
+
+    def terminate(self, run_id: str, reason: EndReason, *, at: float | None = None) -> None:
+        """Write how the run ended: status and reason. ``at``: unix seconds, now by default."""
+        self.set_tags(run_id, {END_REASON_TAG: reason.value})
+        end_time = round((at or time.time()) * 1000)
+        self._client.set_terminated(run_id, OUTCOME[reason].mlflow_status, end_time)
+
+    def status(self, run_id: str) -> str:
+        return str(self._client.get_run(run_id).info.status)
+
+    def get_run(self, run_id: str) -> Any:
+        return self._client.get_run(run_id)
+
+    def _create(self, name: str, settings: Settings, why: str) -> Experiment:
+        location = _location(name, settings)
+        experiment_id = self._client.create_experiment(name, artifact_location=location)
+        notice = f"experiment {name!r} created, artifacts in {location} ({why})"
+        return Experiment(experiment_id, name, location, notice)
+
+    def _has_runs(self, experiment_id: str) -> bool:
+        from mlflow.entities import ViewType
+
+        return bool(
+            self._client.search_runs([experiment_id], run_view_type=ViewType.ALL, max_results=1)
+        )
+
+    def _wrong_location(self, experiment: Any, settings: Settings) -> str:
+        name = f"{experiment.name}-gce"
+        return (
+            f"experiment {experiment.name!r} keeps its artifacts in "
+            f"{experiment.artifact_location}, where no instance can write, and has runs, so it "
+            "stays as it is. No instance was created. Run:\n"
+            f"  mlflow experiments create -n {name!r} -l {_location(name, settings)}\n"
+            f"and then add: --experiment-name {name!r}"
+        )
+
+
+def _of(experiment: Any) -> Experiment:
+    return Experiment(
+        str(experiment.experiment_id), str(experiment.name), str(experiment.artifact_location)
+    )
+
+
+def _location(name: str, settings: Settings) -> str:
+    folder = re.sub(r"[^\w.-]+", "-", name)
+    return f"gs://{settings.bucket}/{settings.gce.prefix}/experiments/{folder}"
+
+
+def _canonical(value: str) -> str:
+    """Numbers in one spelling, so that runs with ``1e-3`` and ``0.001`` compare as equal."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return str(int(value)) if value.lstrip("+-").isdecimal() else str(number)
+
+
+def _tags(source: Source, entry: EntryPoint, settings: Settings) -> dict[str, str]:
+    from mlflow.tracking import fluent
+    from mlflow.tracking.context.default_context import _get_user
+    from mlflow.utils import mlflow_tags
+
+    parent = fluent.active_run()
+    tags = {
+        mlflow_tags.MLFLOW_USER: _get_user(),
+        mlflow_tags.MLFLOW_SOURCE_NAME: source.name,
+        mlflow_tags.MLFLOW_SOURCE_TYPE: "PROJECT",
+        mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: entry.name,
+        mlflow_tags.MLFLOW_PROJECT_BACKEND: "gce",
+        mlflow_tags.MLFLOW_GIT_COMMIT: source.commit,
+        mlflow_tags.MLFLOW_GIT_REPO_URL: source.repository,
+        mlflow_tags.MLFLOW_GIT_BRANCH: source.branch,
+        mlflow_tags.MLFLOW_PARENT_RUN_ID: parent.info.run_id if parent else None,
+        "gce.git.dirty": "true" if source.dirty else None,
+        "gce.machine_type": settings.machine.machine_type,
+        "gce.spot": str(settings.machine.spot).lower(),
+        PROJECT_TAG: settings.project,
+    }
+    return {key: value for key, value in tags.items() if value is not None}
