@@ -1,0 +1,415 @@
+"""Train an image classifier, track it with MLflow.
+
+    python train.py                                      # MNIST, 5 epochs, on this machine
+    python train.py -m optimizer.lr=0.1,0.01             # a sweep: one run each
+    mlflow run . --env-manager local -P epochs=1         # the same through MLflow
+    mlflow run . --backend gce -P epochs=10              # on an instance made for this run
+
+The settings are in conf/. A run named by MLFLOW_RUN_ID that has a checkpoint continues from it.
+"""
+
+import copy
+import json
+import os
+import random
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import hydra
+import mlflow
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from matplotlib.figure import Figure
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mnist
+
+# ------------------------------------------------------------------------------ settings
+
+
+@dataclass
+class Data:
+    name: str
+    root: str
+    shift: int
+
+
+@dataclass
+class Model:
+    name: str
+    width: int
+
+
+@dataclass
+class Optimizer:
+    name: str
+    lr: float
+    weight_decay: float
+
+
+@dataclass
+class Trainer:
+    epochs: int
+    batch_size: int
+    seed: int
+    label_smoothing: float
+    ema: float
+    target_accuracy: float | None
+    patience: int | None
+    device: str
+    precision: str
+    compile: bool
+    threads: int | None
+
+
+@dataclass
+class Config:
+    data: Data
+    model: Model
+    optimizer: Optimizer
+    trainer: Trainer
+
+
+def typed(cfg: DictConfig) -> Config:
+    """The settings this file knows, checked against the classes above.
+
+    Raises SystemExit with one sentence that names the key. `machine` and `gce` are nobody's
+    business here.
+    """
+    plain = {group: dict(cfg[group]) for group in Config.__annotations__}
+    for values in plain.values():
+        for key, value in values.items():
+            if isinstance(value, float) and value.is_integer():
+                values[key] = int(value)  # MLflow's numbers are floats: 5.0 epochs are 5
+    try:
+        checked = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        assert isinstance(checked, Config)
+    except OmegaConfBaseException as error:
+        sys.exit(f"train.py: {error.full_key}: {str(error).splitlines()[0]}")
+    return checked
+
+
+# --------------------------------------------------------------------------------- model
+
+
+def conv(channels_in: int, channels: int, size: int, stride: int = 1) -> list[nn.Module]:
+    """Convolution, batch norm, ReLU; the image keeps its size, divided by the stride."""
+    layer = nn.Conv2d(channels_in, channels, size, stride, padding=size // 2, bias=False)
+    return [layer, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+
+
+def cnn(width: int) -> nn.Module:
+    """Strides instead of pooling: on a CPU most of the time goes where the image is large."""
+    return nn.Sequential(
+        *conv(1, width, size=5, stride=2),  # 14 x 14
+        *conv(width, 2 * width, size=3, stride=2),  # 7 x 7
+        *conv(2 * width, 2 * width, size=3),
+        *conv(2 * width, 4 * width, size=3, stride=2),  # 4 x 4
+        nn.Flatten(),
+        nn.Linear(64 * width, 10),
+    )
+
+
+def mlp(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 10)
+    )
+
+
+def resnet18(width: int) -> nn.Module:
+    import torchvision  # takes a second, and the other models do without
+
+    model: nn.Module = torchvision.models.resnet18(num_classes=10, width_per_group=width)
+    model.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()  # 28 x 28 is small already
+    return model
+
+
+MODELS = {"cnn": cnn, "mlp": mlp, "resnet18": resnet18}
+
+
+class Classifier(nn.Module):
+    """Grey values from 0 to 1, N x 1 x 28 x 28, to logits, N x 10: whoever loads the logged model
+    need not know how its training data was normalised.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", images.mean())
+        self.register_buffer("std", images.std())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net((x - self.mean) / self.std)  # type: ignore[no-any-return]
+
+
+# ------------------------------------------------------------------------------ training
+
+
+class Training:
+    """All that a training changes, so that an interrupted one goes on as if nothing had been."""
+
+    def __init__(self, cfg: Config, images: Tensor, device: torch.device) -> None:
+        batches = len(images) // min(cfg.trainer.batch_size, len(images))
+        net = MODELS[cfg.model.name](cfg.model.width)
+        self.model = Classifier(net, images).to(device).to(memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.model)
+        self.optimizer = make_optimizer(cfg.optimizer, self.model)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, cfg.optimizer.lr, total_steps=cfg.trainer.epochs * batches + 1
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "fp16")
+        self.history: list[dict[str, float]] = []
+
+    def save(self, path: Path) -> None:
+        parts = {name: part.state_dict() for name, part in vars(self).items() if name != "history"}
+        numpy_state = np.random.get_state(legacy=False)
+        numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+        rng = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
+        rng["cuda"] = torch.cuda.get_rng_state_all()
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        torch.save({**parts, "history": self.history, "rng": rng}, unfinished)
+        unfinished.replace(path)  # a checkpoint is whole, or the one before it is still there
+
+    def load(self, path: Path) -> None:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in vars(self).items():
+            if name != "history":
+                part.load_state_dict(saved[name])
+        self.history = saved["history"]
+        random.setstate(saved["rng"]["python"])
+        np.random.set_state(saved["rng"]["numpy"])
+        torch.set_rng_state(saved["rng"]["torch"])
+        torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Exponential moving average of the weights; of the first steps, their plain mean."""
+        share = max(1 - decay, 1 / self.schedule.last_epoch)
+        latest = self.model.state_dict()
+        for name, value in self.averaged.state_dict().items():
+            value.lerp_(latest[name], share) if value.is_floating_point() else value.copy_(
+                latest[name]
+            )
+
+
+def make_optimizer(cfg: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    if cfg.name == "adamw":
+        return torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), cfg.lr, momentum=0.9, weight_decay=cfg.weight_decay, nesterov=True
+    )
+
+
+def shifted(x: Tensor, pixels: int) -> Tensor:
+    """The batch moved by up to `pixels` in both directions: one copy, whatever its size."""
+    down, right = torch.randint(0, 2 * pixels + 1, (2,)).tolist()
+    return F.pad(x, [pixels] * 4)[..., down : down + x.shape[-2], right : right + x.shape[-1]]
+
+
+def train_one_epoch(
+    training: Training, forward: Callable[[Tensor], Tensor], cfg: Config, x: Tensor, y: Tensor
+) -> float:
+    """One pass over the images (0..1, on the device); the mean of the smoothed training loss."""
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.trainer.precision)
+    size = min(cfg.trainer.batch_size, len(x))
+    order = torch.randperm(len(x)).to(x.device)
+    total = torch.zeros((), device=x.device)
+    training.model.train()
+    for first in range(0, len(x) - size + 1, size):
+        batch = order[first : first + size]
+        images = shifted(x[batch], cfg.data.shift)
+        with torch.autocast(x.device.type, dtype=kind, enabled=kind is not None):
+            logits = forward(images)
+        loss = F.cross_entropy(
+            logits.float(), y[batch], label_smoothing=cfg.trainer.label_smoothing
+        )
+        training.optimizer.zero_grad()
+        torch.autograd.backward(training.scaler.scale(loss))
+        training.scaler.step(training.optimizer)
+        training.scaler.update()
+        training.schedule.step()
+        training.average(cfg.trainer.ema)
+        total += loss.detach()
+    return total.item() / (len(x) // size)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Cross-entropy and percent correct, in float32 whatever the training's precision."""
+    model.eval()
+    logits = torch.cat([model(x[first : first + 1000]) for first in range(0, len(x), 1000)])
+    correct = (logits.argmax(1) == y).sum().item()
+    return F.cross_entropy(logits, y).item(), 100 * correct / len(y)
+
+
+# ------------------------------------------------------------------------------- results
+
+
+def find_checkpoint(run_id: str, directory: str) -> Path | None:
+    """The checkpoint an earlier attempt of this run left among its artifacts."""
+    name = "checkpoints/last.pt"
+    left = mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="checkpoints")
+    if name not in [file.path for file in left]:
+        return None
+    return Path(
+        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=directory)
+    )
+
+
+def log_epoch(row: dict[str, float]) -> None:
+    """The epoch's metrics, in one call. By the row's own time: logged again, it is no new point."""
+    metrics = {key: value for key, value in row.items() if key not in ("epoch", "timestamp")}
+    mlflow.log_metrics(metrics, step=int(row["epoch"]), timestamp=int(row["timestamp"]))
+
+
+def log_results(training: Training, cfg: Config, images: Tensor, directory: Path) -> None:
+    """The artifacts at the run's root, and the model as MLflow's."""
+    columns = [key for key in training.history[0] if key != "timestamp"]
+    curves = {key: [row[key] for row in training.history] for key in columns}
+    (directory / "metrics.json").write_text(json.dumps(curves, indent=1))
+    model = training.averaged.cpu().to(memory_format=torch.contiguous_format).eval()
+    torch.save(model.state_dict(), directory / "model.pt")
+    OmegaConf.save(asdict(cfg), directory / "config.yaml")
+    plot(curves).savefig(directory / "training_curves.png")
+    for name in ("metrics.json", "model.pt", "config.yaml", "training_curves.png"):
+        mlflow.log_artifact(str(directory / name))
+
+    example = images.cpu().contiguous()
+    with torch.inference_mode():
+        logits = model(example)
+    mlflow.pytorch.log_model(
+        model,
+        name="model",
+        signature=mlflow.models.infer_signature(example.numpy(), logits.numpy()),
+        input_example=example.numpy(),
+        serialization_format="pt2",  # loads without this file, and without running pickled code
+        pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
+        step=len(training.history),
+    )
+
+
+def plot(curves: dict[str, list[float]]) -> Figure:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(curves["epoch"], curves["train_loss"], "o-", label="train (smoothed labels)")
+    left.plot(curves["epoch"], curves["test_loss"], "o-", label="test")
+    left.set(xlabel="epoch", ylabel="loss")
+    left.legend()
+    right.plot(curves["epoch"], curves["test_accuracy"], "o-")
+    right.set(xlabel="epoch", ylabel="test accuracy (%)")
+    return figure
+
+
+# ---------------------------------------------------------------------------------- main
+
+
+def physical_cores() -> int:
+    """The cores this process may use. Two threads on one core's hyperthreads slow each other."""
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(topology.read_text() if topology.exists() else str(cpu))
+    return len(siblings)
+
+
+def prepare(cfg: Trainer) -> torch.device:
+    """Seeds, threads, device."""
+    random.seed(cfg.seed)
+    np.random.seed(cfg.seed)
+    torch.manual_seed(cfg.seed)
+    torch.set_num_threads(cfg.threads or physical_cores())
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+    available = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(available if cfg.device == "auto" else cfg.device)
+
+
+def finished(history: list[dict[str, float]], cfg: Trainer) -> bool:
+    if not history:
+        return False
+    losses = [row["test_loss"] for row in history]
+    stale = len(losses) - 1 - losses.index(min(losses))
+    return (
+        len(history) >= cfg.epochs
+        or (cfg.target_accuracy is not None and history[-1]["test_accuracy"] >= cfg.target_accuracy)
+        or (cfg.patience is not None and stale >= cfg.patience)
+    )
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")  # type: ignore[untyped-decorator]
+def main(composed: DictConfig) -> float:
+    """Train as configured; the last test accuracy in percent, for Hydra's sweepers."""
+    cfg = typed(composed)
+    device = prepare(cfg.trainer)
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    with mlflow.start_run() as run, tempfile.TemporaryDirectory() as temporary:
+        mlflow.log_params(
+            {f"{group}.{k}": v for group, values in asdict(cfg).items() for k, v in values.items()}
+        )
+        x, y, test_x, test_y = (
+            part.to(device) for part in mnist.load(cfg.data.name, cfg.data.root)
+        )
+        x, test_x = x.float() / 255, test_x.float() / 255
+        page = HTTPDatasetSource(mnist.HOME_PAGES[cfg.data.name])
+        dataset = MetaDataset(page, name=cfg.data.name, digest=mnist.digest(cfg.data.name))
+        mlflow.log_input(dataset, context="training")
+
+        training = Training(cfg, x, device)
+        if checkpoint := find_checkpoint(run.info.run_id, temporary):
+            training.load(checkpoint)
+            print(f"continues after epoch {len(training.history)}", flush=True)
+        for row in training.history:
+            log_epoch(row)
+        forward = torch.compile(training.model) if cfg.trainer.compile else training.model
+
+        while not finished(training.history, cfg.trainer):
+            start = time.perf_counter()
+            train_loss = train_one_epoch(training, forward, cfg, x, y)
+            trained = time.perf_counter()
+            test_loss, accuracy = evaluate(training.averaged, test_x, test_y)
+            row = {
+                "epoch": len(training.history) + 1,
+                "train_loss": train_loss,
+                "test_loss": test_loss,
+                "test_accuracy": accuracy,
+                "learning_rate": float(training.schedule.get_last_lr()[0]),
+                "images_per_second": len(x) / (trained - start),
+                "epoch_seconds": time.perf_counter() - start,
+                "timestamp": time.time_ns() // 1_000_000,
+            }
+            training.history.append(row)
+            training.save(directory / "checkpoints/last.pt")
+            mlflow.log_artifact(str(directory / "checkpoints/last.pt"), "checkpoints")
+            log_epoch(row)
+            print(
+                f"epoch {row['epoch']}/{cfg.trainer.epochs}  train loss {train_loss:.3f}  "
+                f"test loss {test_loss:.4f}  accuracy {accuracy:.2f} %  "
+                f"{row['epoch_seconds']:.1f} s",
+                flush=True,
+            )
+        log_results(training, cfg, test_x[:2], directory)
+    return training.history[-1]["test_accuracy"]
+
+
+if __name__ == "__main__":
+    # MLflow hands over one word per parameter; --overrides TEXT is as many as TEXT has.
+    if "--overrides" in sys.argv:
+        at = sys.argv.index("--overrides")
+        sys.argv[at : at + 2] = shlex.split(sys.argv[at + 1])
+    main()
