@@ -195,22 +195,28 @@ def _text(value: Any) -> str:
 
 def _hydra_word(key: str, value: str) -> str:
     """``key=value`` as a Hydra override that means exactly ``value`` where it is a string."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     word = f"{key}={value}"
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-        # What would be a sweep is a string here: a run is one job.
-        if not parsed.is_sweep_override():
-            if not isinstance(parsed.value(), str) or parsed.value() == value:
-                return word
-    except HydraException:
-        pass
+    if _reads_as(word, value):
+        return word
     # Hydra's quoted string: a backslash escapes the quote and, before a quote, itself.
     quoted = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + "\\'", value)
     trailing = len(quoted) - len(quoted.rstrip("\\"))
     return f"{key}='{quoted}{chr(92) * trailing}'"
+
+
+def _reads_as(word: str, value: str) -> bool:
+    """Whether Hydra takes the unquoted ``word`` for ``value``, or for something not a string."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    if parsed.is_sweep_override():
+        return False  # a run is one job: what would be a sweep is a string here
+    meant = parsed.value()
+    return meant == value or not isinstance(meant, str)
 
 
 def _words_of(command: str) -> Iterator[str]:

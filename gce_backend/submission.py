@@ -1,0 +1,90 @@
+"""A run that was handed to an instance: what any later command needs to find it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gce_backend import tracking
+from gce_backend.agent.paths import RunPaths
+from gce_backend.errors import TrackingError
+from gce_backend.storage import parse_uri
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One attempt of one run.
+
+    Args:
+        instance: its name; with project and zone it names the resource.
+        bucket: where the run's own files are, under ``paths``.
+        deadline: unix seconds after which Compute Engine has deleted the instance.
+        created_at: unix seconds at which the insert had succeeded.
+        usd_per_hour: list price, None where the table does not know it.
+    """
+
+    run_id: str
+    project: str
+    zone: str
+    instance: str
+    bucket: str
+    paths: RunPaths
+    tracking_uri: str
+    deadline: float
+    created_at: float
+    usd_per_hour: float | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where the run's own files are."""
+        return f"gs://{self.bucket}/{self.paths.root}"
+
+    @property
+    def resource(self) -> str:
+        return f"projects/{self.project}/zones/{self.zone}/instances/{self.instance}"
+
+    def tags(self) -> dict[str, str]:
+        """As tags of the MLflow run; ``from_run`` reads them back."""
+        price = {"gce.usd_per_hour": f"{self.usd_per_hour:.4f}"} if self.usd_per_hour else {}
+        return {
+            tracking.RUN_URI_TAG: self.uri,
+            tracking.PROJECT_TAG: self.project,
+            tracking.ZONE_TAG: self.zone,
+            tracking.INSTANCE_TAG: self.instance,
+            tracking.DEADLINE_TAG: str(round(self.deadline)),
+            "gce.created_at": str(round(self.created_at, 3)),
+            **price,
+        }
+
+    @classmethod
+    def from_run(cls, run: Any, tracking_uri: str) -> Submission:
+        """The submission of an MLflow run.
+
+        Raises:
+            TrackingError: the run was not submitted by this backend.
+        """
+        tags = run.data.tags
+        run_id = run.info.run_id
+        missing = [
+            tag
+            for tag in (tracking.RUN_URI_TAG, tracking.ZONE_TAG, tracking.INSTANCE_TAG)
+            if tag not in tags
+        ]
+        if missing:
+            raise TrackingError(
+                f"run {run_id} has no tag {missing[0]!r}: no instance was ever requested for it, "
+                "or it was not started with --backend gce"
+            )
+        bucket, root = parse_uri(tags[tracking.RUN_URI_TAG])
+        return cls(
+            run_id=run_id,
+            project=tags[tracking.PROJECT_TAG],
+            zone=tags[tracking.ZONE_TAG],
+            instance=tags[tracking.INSTANCE_TAG],
+            bucket=bucket,
+            paths=RunPaths(root.removesuffix(f"/runs/{run_id}"), run_id),
+            tracking_uri=tracking_uri,
+            deadline=float(tags.get(tracking.DEADLINE_TAG, 0)),
+            created_at=float(tags.get("gce.created_at", 0)),
+            usd_per_hour=float(tags["gce.usd_per_hour"]) if "gce.usd_per_hour" in tags else None,
+        )
