@@ -1,0 +1,188 @@
+"""The end of an attempt: everything into the bucket, proven, then ``status.json``, last of all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from . import bundle, manifest
+from .endpoint import retrying
+from .errors import CloudError, RelayError
+from .files import size_of
+from .log import RunLog
+from .segments import Segments
+from .spec import Spec
+from .spool import Entry, Spool
+from .state import Ending, State
+from .storage import Storage, StoredObject
+from .uploader import Uploader
+
+STATUS_VERSION = 1
+_ROUND_S = 30.0
+_PAUSE_S = 2.0
+# Writing manifest and status is tried so long past everything else: without them nobody knows.
+_LAST_WORDS_S = 120.0
+
+
+@dataclass
+class Results:
+    """What the run left on this instance, with what brings it to the bucket."""
+
+    spec: Spec
+    state: State
+    spool: Spool
+    uploader: Uploader
+    segments: dict[str, Segments]
+    journal_records: int
+
+
+class Collector:
+    def __init__(
+        self, storage: Storage, results: Results, log: RunLog, over: threading.Event
+    ) -> None:
+        self._storage, self._results, self._log, self._over = storage, results, log, over
+
+    def collect(self, ending: Ending, facts: dict[str, Any], until: float) -> dict[str, Any]:
+        """Drain, verify, write; tries again until ``until``. Returns what status.json says."""
+        if ending.end_reason != "succeeded":
+            self._save_leftovers()
+        lacking = self._requirements(ending)
+        for line in lacking:
+            self._log.say(line)
+        self._over.set()  # the log is complete: the background senders stop, the last words go here
+        while True:
+            objects, missing = self._round(until)
+            if not missing or time.time() >= until:
+                break
+            time.sleep(_PAUSE_S)
+        return self._write(ending, facts, objects, missing + lacking, until)
+
+    def _round(self, until: float) -> tuple[list[StoredObject], list[str]]:
+        """Send what is left, then hold the bucket against what we sent."""
+        results, soon = self._results, min(until, time.time() + _ROUND_S)
+        problems: list[str] = []
+        pending = results.uploader.drain(soon)
+        for entry in pending:
+            why = results.uploader.last_error or "the upload has not ended"
+            problems.append(f"gs://{entry.bucket}/{entry.name}: {why}")
+        expected = [_as_stored(entry) for entry in results.spool.entries() if _uploaded(entry)]
+        for kind, segments in results.segments.items():
+            try:
+                segments.send_new(soon)
+            except (CloudError, OSError) as error:
+                problems.append(f"{kind}: {segments.pending_bytes} bytes are not sent: {error}")
+            expected += segments.stored
+        try:
+            comparison = manifest.compare(self._storage, expected, soon)
+        except CloudError as error:
+            return [], [*problems, f"the bucket could not be listed: {error}"]
+        for item, problem in comparison.missing:
+            self._send_again(item)
+            problems.append(problem)
+        return comparison.objects, problems
+
+    def _send_again(self, item: StoredObject) -> None:
+        entry = self._results.spool.find(item.bucket, item.name)
+        if entry is not None:
+            self._results.spool.mark_pending(entry)
+
+    def _requirements(self, ending: Ending) -> list[str]:
+        """A line for each artifact that a successful run must have and has not."""
+        spec = self._results.spec
+        if ending.end_reason != "succeeded":
+            return []
+        bucket, _, root = spec.artifact_uri.removeprefix("gs://").partition("/")
+        return [
+            f"required artifact '{path}' was not logged"
+            for path in spec.require
+            if not self._exists(bucket, f"{root}/{path}")
+        ]
+
+    def _exists(self, bucket: str, name: str) -> bool:
+        """In the spool, or in the bucket from an earlier attempt."""
+        entry = self._results.spool.find(bucket, name)
+        if entry is not None:
+            return not entry.deleted
+        try:
+            until = time.time() + _ROUND_S
+            return retrying(lambda: self._storage.stat(bucket, name), until) is not None
+        except CloudError:
+            return False
+
+    def _save_leftovers(self) -> None:
+        """After a bad end: what the working directory gained, as artifacts under ``workdir/``."""
+        results = self._results
+        bucket, _, root = results.spec.artifact_uri.removeprefix("gs://").partition("/")
+        work = results.state.work
+        if not work.exists():
+            return
+        kept, left_out = bundle.leftovers(work)
+        for path in kept:
+            name = f"{root}/workdir/{path.relative_to(work).as_posix()}"
+            try:
+                with path.open("rb") as file:
+                    results.spool.put(bucket, name, file.read, unless_known=True)
+            except (OSError, RelayError) as error:
+                self._log.say(f"{path.name} of the working directory was not saved: {error}")
+        if left_out:
+            limit = bundle.LEFTOVER_MAX_BYTES // 1024**2
+            names = ", ".join(path.relative_to(work).as_posix() for path in left_out[:5])
+            self._log.say(
+                f"{len(left_out)} new files of the working directory were left out, more than "
+                f"{limit} MB in all: {names}"
+            )
+
+    def _write(
+        self,
+        ending: Ending,
+        facts: dict[str, Any],
+        objects: list[StoredObject],
+        missing: list[str],
+        until: float,
+    ) -> dict[str, Any]:
+        results = self._results
+        spec, log, journal = results.spec, results.segments["log"], results.segments["journal"]
+        status = {
+            "version": STATUS_VERSION,
+            "run_id": spec.run_id,
+            "attempt": spec.attempt,
+            **facts,
+            "end_reason": ending.end_reason,
+            "exit_code": ending.exit_code,
+            "message": ending.message,
+            "started_at": results.state.memory.started_at,
+            "ended_at": ending.ended_at,
+            "written_at": time.time(),
+            "phases": results.state.memory.phases,
+            "log_segments": log.count,
+            "log_bytes": size_of(log.file),
+            "journal_segments": journal.count,
+            "journal_records": results.journal_records,
+            "verified": not missing,
+            "missing": missing,
+        }
+        last = max(until, time.time() + _LAST_WORDS_S)
+        listed = manifest.to_json(spec.run_id, spec.attempt, objects)
+        self._put(spec.paths.manifest, listed, last)
+        self._put(spec.paths.status, status, last)
+        return status
+
+    def _put(self, name: str, value: dict[str, Any], until: float) -> None:
+        data = json.dumps(value).encode()
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        bucket = self._results.spec.bucket
+        retrying(lambda: self._storage.put(bucket, name, data, md5=md5), until)
+
+
+def _uploaded(entry: Entry) -> bool:
+    return entry.done and not entry.deleted
+
+
+def _as_stored(entry: Entry) -> StoredObject:
+    return StoredObject(
+        entry.bucket, entry.name, entry.size, entry.md5, entry.crc32c, entry.generation
+    )

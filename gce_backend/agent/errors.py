@@ -1,0 +1,66 @@
+"""The agent's errors: what ends a run, and what the relay answers.
+
+::
+
+    AgentError                the run cannot go on; becomes ``status.json``'s message
+    ├── CloudError            a cloud endpoint refused or did not answer: .status (0: no answer)
+    ├── EnvironmentFailed     the environment could not be built: end reason environment_failed
+    └── Stopped               cancelled or out of time before there was a trainer
+    RelayError                an answer of the relay in MLflow's error format
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """The run cannot go on."""
+
+
+class CloudError(AgentError):
+    """An endpoint of the cloud refused, or did not answer (``status`` 0)."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class EnvironmentFailed(AgentError):
+    """The trainer's Python environment could not be built."""
+
+
+class Stopped(AgentError):
+    """The run was cancelled, or its deadline came, before the trainer was started."""
+
+
+# MLflow's error codes and their HTTP statuses, from mlflow/exceptions.py (3.17.2).
+HTTP_STATUS = {
+    "INVALID_PARAMETER_VALUE": 400,
+    "RESOURCE_ALREADY_EXISTS": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "RESOURCE_DOES_NOT_EXIST": 404,
+    "INTERNAL_ERROR": 500,
+    "NOT_IMPLEMENTED": 501,
+    "INSUFFICIENT_STORAGE": 507,  # ours: MLflow's client does not retry it
+}
+
+
+class RelayError(Exception):
+    """An error answer: ``code`` is one of MLflow's, ``message`` is for the person training."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    @property
+    def status(self) -> int:
+        return HTTP_STATUS[self.code]
+
+
+def invalid(message: str) -> RelayError:
+    return RelayError("INVALID_PARAMETER_VALUE", message)
+
+
+def not_found(message: str) -> RelayError:
+    return RelayError("RESOURCE_DOES_NOT_EXIST", message)

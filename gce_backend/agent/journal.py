@@ -1,0 +1,100 @@
+"""The journal on disk: every write of the trainer, one JSON line each, in order.
+
+``append`` returns once the line is with the kernel: it survives the death of any process. A
+thread flushes the disk a moment later, one flush for all that came meanwhile; a power cut costs
+at most that moment (``FLUSH_S``). Waiting for the flush would bind the training loop to the
+disk's latency, which is what the relay is there to avoid.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FLUSH_S = 0.02
+
+
+class Journal:
+    """Append-only file of records ``{"seq", "at", "path", "method", "body", …}``.
+
+    Args:
+        path: the file; made when absent. A last line cut short by a crash is removed: it was
+            never acknowledged.
+        last_seq: number of the last record of earlier attempts, from their segments.
+    """
+
+    def __init__(self, path: Path, last_seq: int = 0) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._dirty = threading.Event()
+        self._closed = False
+        _cut_torn_line(path)
+        self.last_seq = last_seq
+        self.last_at = 0  # unix ms of the last record
+        for record in self.records():
+            self.last_seq = int(record["seq"])
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._flusher = threading.Thread(target=self._flush_when_dirty, daemon=True, name="journal")
+        self._flusher.start()
+
+    def append(self, path: str, method: str, body: Any, **extra: str) -> None:
+        """Acknowledgeable when this returns. OSError (a full disk) acknowledges nothing."""
+        with self._lock:
+            record: dict[str, Any] = {"seq": self.last_seq + 1, "at": int(time.time() * 1000)}
+            record.update(path=path, method=method, body=body, **extra)
+            line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+            start = os.fstat(self._descriptor).st_size
+            if (written := os.write(self._descriptor, line)) != len(line):
+                os.truncate(self._descriptor, start)
+                raise OSError(f"journal: only {written} of {len(line)} bytes could be written")
+            self.last_seq += 1
+            self.last_at = int(record["at"])
+        self._dirty.set()
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What the file holds, from its beginning."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                for line in file:
+                    yield json.loads(line)
+
+    def flush(self) -> None:
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        self._closed = True
+        self._dirty.set()
+        self._flusher.join(5)
+        self.flush()
+        os.close(self._descriptor)
+
+    def _flush_when_dirty(self) -> None:
+        while True:
+            self._dirty.wait()
+            if self._closed:
+                return
+            self._dirty.clear()
+            self.flush()
+            time.sleep(FLUSH_S)
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        position = size
+        tail = b""
+        while position > 0 and b"\n" not in tail:
+            step = min(65536, position)
+            position -= step
+            file.seek(position)
+            tail = file.read(step) + tail
+        whole = position + tail.rfind(b"\n") + 1
+        if whole != size:
+            file.truncate(whole)

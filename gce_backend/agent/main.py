@@ -1,0 +1,70 @@
+"""The agent's door: ``python3 agent.pyz``, with nothing but the environment to say where.
+
+Exit code 0: done, or nothing more to do here. 1: start me again (the startup script does).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import sys
+import time
+from types import FrameType
+
+from .endpoint import retrying
+from .errors import AgentError, CloudError
+from .lifecycle import Attempt, Cloud
+from .metadata import MetadataServer
+from .paths import SPEC_ATTRIBUTE
+from .spec import Spec, parse_spec
+from .state import State
+from .storage import Storage
+
+_PATIENCE_S = 600.0
+
+
+def main() -> None:
+    """Run this instance's attempt to its end, and leave with the agent's exit code."""
+    _complete_environment()
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        metadata = MetadataServer()
+        storage = Storage(metadata)
+        cloud = Cloud(metadata, storage, metadata.identity())
+        Attempt(cloud, _fetch_spec(metadata, storage), State.at_default()).run()
+    except AgentError as error:
+        sys.stderr.write(f"[mlflow-gce] {error}\n")
+        sys.exit(1)
+
+
+def _fetch_spec(metadata: MetadataServer, storage: Storage) -> Spec:
+    uri = metadata.attribute(SPEC_ATTRIBUTE)
+    if not uri or not uri.startswith("gs://"):
+        raise AgentError(f"the metadata attribute {SPEC_ATTRIBUTE} is '{uri}', not a gs:// URI")
+    bucket, _, name = uri.removeprefix("gs://").partition("/")
+
+    def once() -> bytes:
+        try:
+            return storage.get(bucket, name)
+        except CloudError as error:
+            # Rights given a moment ago may not be there yet.
+            status = 503 if error.status in (403, 404) else error.status
+            raise CloudError(str(error), status) from error
+
+    return parse_spec(retrying(once, time.time() + _PATIENCE_S))
+
+
+def _complete_environment() -> None:
+    """A startup script of Compute Engine has neither HOME nor much of a PATH."""
+    try:
+        os.environ.setdefault("HOME", pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError:
+        os.environ.setdefault("HOME", "/")
+    os.environ.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM: the machine goes down, or the agent is replaced. All that was acknowledged is on
+    disk, and the trainer is no child that needs us: end at once."""
+    os._exit(128 + number)

@@ -1,0 +1,177 @@
+"""The trainer: a process group of its own, that outlives the agent and is found again.
+
+A small shell around the command writes down who it is before the command starts, and the exit
+code after it has ended; both are read by whichever agent is alive at that time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .log import RunLog
+from .stop import Stop
+from .users import Account
+
+# A trap (unlike an ignored signal) is not inherited: the command sees the signal, the shell
+# stays to write the exit code down. $1 is the command, $2 the directory for the notes.
+_WRAPPER = r"""
+trap : TERM INT HUP QUIT USR1 USR2
+cat /proc/sys/kernel/random/boot_id /proc/$$/stat > "$2/process.tmp"
+mv "$2/process.tmp" "$2/process"
+bash -c "$1"
+code=$?
+echo "$code" > "$2/exit_code.tmp" && mv "$2/exit_code.tmp" "$2/exit_code"
+exit "$code"
+"""
+_POLL_S = 0.1
+_KILLED = 128 + signal.SIGKILL
+# Between the start of the shell and its first note; a restarted agent waits so long for it.
+_NOTE_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to run, where, as whom."""
+
+    command: str
+    workdir: Path
+    variables: dict[str, str]
+    account: Account
+
+
+class Trainer:
+    """Args:
+    notes: directory for the shell's notes; must be writable for the trainer's account.
+    """
+
+    def __init__(self, notes: Path, log: RunLog) -> None:
+        self._notes, self._log = notes, log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+        self._started = ""  # start time in clock ticks since boot; with the pid, who it is
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code once the trainer has ended and could write it down."""
+        try:
+            return int((self._notes / "exit_code").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def find(self) -> bool:
+        """Whether a trainer of before a restart of the agent still runs, or has ended since."""
+        if not (self._notes / "intent").exists():
+            return False
+        until = time.monotonic() + _NOTE_PATIENCE_S
+        while not (self._notes / "process").exists() and time.monotonic() < until:
+            if self._boot_changed():
+                return False
+            time.sleep(_POLL_S)
+        if self.exit_code is not None:
+            return True
+        try:
+            boot, stat = (self._notes / "process").read_text().splitlines()[:2]
+        except (FileNotFoundError, ValueError):
+            return False
+        self._pid, self._started = int(stat.split()[0]), _start_time(stat)
+        return boot == _boot_id() and self._alive()
+
+    def start(self, launch: Launch) -> None:
+        """Start the command; its output goes to the run's log."""
+        shutil.rmtree(self._notes, ignore_errors=True)
+        self._notes.mkdir(parents=True)
+        (self._notes / "intent").write_text(_boot_id())
+        launch.account.own(self._notes)
+        self._process = subprocess.Popen(
+            ["bash", "-c", _WRAPPER, "mlflow-gce", launch.command, str(self._notes)],
+            cwd=launch.workdir,
+            env=launch.variables,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log.descriptor,
+            stderr=self._log.descriptor,
+            start_new_session=True,
+            **launch.account.popen(),
+        )
+        self._pid = self._process.pid
+        self._started = _start_time(_stat(self._pid))
+
+    def wait(self, stop: Stop, grace_seconds: float) -> int:
+        """Wait for the end, or bring it about when ``stop`` is set; returns the exit code.
+
+        The whole process group gets SIGTERM, and SIGKILL when it is still there ``grace_seconds``
+        later. What the trainer left running is killed after its end.
+        """
+        while self._alive():
+            if stop.wait(_POLL_S):
+                self._terminate(grace_seconds)
+        self._signal(signal.SIGKILL)
+        code = self.exit_code
+        if code is not None:
+            return code
+        if self._process is not None and self._process.returncode:
+            code = self._process.returncode
+            return 128 - code if code < 0 else code
+        return _KILLED  # it could not write its exit code down: nothing but SIGKILL does that
+
+    def _terminate(self, grace_seconds: float) -> None:
+        self._log.say(f"SIGTERM to the trainer; SIGKILL in {grace_seconds:.0f} s")
+        self._signal(signal.SIGTERM)
+        until = time.monotonic() + grace_seconds
+        while self._alive() and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        if self._alive():
+            self._log.say(f"the trainer still runs after {grace_seconds:.0f} s: SIGKILL")
+            self._signal(signal.SIGKILL)
+            until = time.monotonic() + 10
+            while self._alive() and time.monotonic() < until:
+                time.sleep(_POLL_S)
+
+    def _alive(self) -> bool:
+        if self._process is not None:
+            return self._process.poll() is None
+        stat = _stat(self._pid)
+        return bool(stat) and _start_time(stat) == self._started and _state(stat) not in "ZX"
+
+    def _signal(self, number: int) -> None:
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._pid, number)
+
+    def _boot_changed(self) -> bool:
+        return (self._notes / "intent").read_text() != _boot_id()
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+
+
+def _after_name(stat: str) -> list[str]:
+    """The fields after the command's name, which may hold spaces: proc(5), from field 3 on."""
+    return stat.rpartition(")")[2].split()
+
+
+def _state(stat: str) -> str:
+    fields = _after_name(stat)
+    return fields[0] if fields else "X"
+
+
+def _start_time(stat: str) -> str:
+    fields = _after_name(stat)
+    return fields[19] if len(fields) > 19 else ""

@@ -1,0 +1,156 @@
+"""A file that only grows, sent to the bucket in numbered pieces that never change.
+
+Log and journal both go this way. Which bytes make up piece *n* is noted on disk before the
+piece is sent, so an agent that dies in between sends exactly the same piece again; a name that
+is already taken by the same bytes counts as done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .endpoint import retrying
+from .errors import CloudError
+from .files import read_range, size_of, write_atomically
+from .storage import Storage, StoredObject
+
+MAX_PIECE_BYTES = 1024 * 1024
+_ATTEMPT_S = 30.0  # one try of a piece; the loop tries again after it
+
+
+class Segments:
+    """Pieces of ``file``, named by ``name_of(number)`` with numbers from ``first()`` on.
+
+    Args:
+        first: asked once, when there is something to send: the first free number.
+        whole_lines: a piece ends with a newline (unless one line is longer than a piece).
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        bucket: str,
+        file: Path,
+        name_of: Callable[[int], str],
+        *,
+        first: Callable[[], int] = lambda: 1,
+        whole_lines: bool = False,
+    ) -> None:
+        self.file = file
+        self._storage, self._bucket, self._name_of = storage, bucket, name_of
+        self._whole_lines = whole_lines
+        self._cursor = file.with_name(file.name + ".pieces")
+        self._lock = threading.Lock()  # one sender at a time
+        self._ends: list[int] = []  # end offset of each piece that was begun
+        self._first_free = first
+        self.first = 0  # 0: not known yet
+        self.stored: list[StoredObject] = []
+        self._load()
+        self._begun_before_restart = bool(self._ends)
+
+    @property
+    def count(self) -> int:
+        """Number of the last piece that is in the bucket."""
+        return max(0, self.first - 1 + len(self.stored))
+
+    @property
+    def pending_bytes(self) -> int:
+        sent = self._ends[len(self.stored) - 1] if self.stored else 0
+        return size_of(self.file) - sent
+
+    def send_new(self, until: float) -> None:
+        """Send all that the file has gained; CloudError when the bucket refuses until then."""
+        with self._lock:
+            if self._begun_before_restart:
+                self._find_sent(until)
+            while True:
+                if len(self._ends) == len(self.stored) and not self._begin_piece():
+                    return
+                number = len(self.stored)
+                start = self._ends[number - 1] if number else 0
+                data = read_range(self.file, start, self._ends[number])
+                self.stored.append(self._send(self.first + number, data, until))
+
+    def run(self, stop: threading.Event, interval: float, trouble: Callable[[str], None]) -> None:
+        """Send every ``interval`` seconds what is new, until ``stop``; to be run in a thread."""
+        while not stop.wait(interval):
+            try:
+                self.send_new(time.time() + _ATTEMPT_S)
+                trouble("")
+            except (CloudError, OSError) as error:
+                trouble(str(error))
+
+    def _begin_piece(self) -> bool:
+        start = self._ends[-1] if self._ends else 0
+        end = min(size_of(self.file), start + MAX_PIECE_BYTES)
+        if self._whole_lines and end > start:
+            end = _end_of_line(self.file, start, end)
+        if end <= start:
+            return False
+        self.first = self.first or self._first_free()
+        self._ends.append(end)
+        self._save()
+        return True
+
+    def _send(self, number: int, data: bytes, until: float) -> StoredObject:
+        name = self._name_of(number)
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+        def once() -> StoredObject:
+            try:
+                return self._storage.put(self._bucket, name, data, md5=md5, only_if_absent=True)
+            except CloudError as error:
+                if error.status != 412:
+                    raise
+            there = self._storage.stat(self._bucket, name)
+            if there is not None and there.md5 == md5:
+                return there
+            raise CloudError(f"gs://{self._bucket}/{name} holds other bytes than ours")
+
+        return retrying(once, until, max_delay=5.0)
+
+    def _load(self) -> None:
+        if not self._cursor.exists():
+            return
+        state = json.loads(self._cursor.read_bytes())
+        self.first, self._ends = int(state["first"]), [int(end) for end in state["ends"]]
+
+    def _find_sent(self, until: float) -> None:
+        """After a restart: take as sent the pieces that the bucket holds with our bytes."""
+        directory = self._name_of(self.first).rpartition("/")[0] + "/"
+        start = self._name_of(self.first)
+        listing = retrying(
+            lambda: list(self._storage.objects(self._bucket, directory, start=start)), until
+        )
+        there = {item.name: item for item in listing}
+        for index, end in enumerate(self._ends):
+            item = there.get(self._name_of(self.first + index))
+            data = read_range(self.file, self._ends[index - 1] if index else 0, end)
+            if item is None or item.md5 != hashlib.md5(data, usedforsecurity=False).hexdigest():
+                break
+            self.stored.append(item)
+        self._begun_before_restart = False
+
+    def _save(self) -> None:
+        write_atomically(
+            self._cursor, json.dumps({"first": self.first, "ends": self._ends}).encode()
+        )
+
+
+def _end_of_line(file: Path, start: int, end: int) -> int:
+    """Largest offset up to ``end`` that ends a line; of a longer line, the end of that line."""
+    data = read_range(file, start, end)
+    if (cut := data.rfind(b"\n")) >= 0:
+        return start + cut + 1
+    with file.open("rb") as source:
+        source.seek(end)
+        source.readline()
+        offset = source.tell()
+        source.seek(offset - 1, os.SEEK_SET)
+        return offset if source.read(1) == b"\n" else start

@@ -1,0 +1,230 @@
+"""Artifacts on the instance's disk: taken in whole, hashed on the way, remembered in an index.
+
+A file is acknowledged only after it lies complete under its own name and the index says so; both
+survive a restart. What the manifest says comes from here: from bytes that passed through these
+hands, never from a listing of what arrived. Uploading is ``uploader.py``'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import RelayError
+from .files import CHUNK_BYTES, sync_directory
+from .storage import StoredObject
+
+# Free disk below which uploaded copies are dropped, and below which nothing more is taken in.
+LOW_WATER_BYTES = 2 * 1024**3
+FULL_BYTES = 256 * 1024**2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The newest content of one object name. ``number`` grows with every change."""
+
+    number: int
+    bucket: str
+    name: str
+    size: int
+    md5: str  # hex
+    deleted: bool = False  # the trainer deleted it; the bucket is to follow
+    done: bool = False  # the bucket has it (or has deleted it)
+    crc32c: str = ""
+    generation: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.bucket, self.name
+
+
+class Spool:
+    """Thread-safe. ``on_change`` is called after a new entry was acknowledged."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._index_file = root / "index.jsonl"
+        self._lock = threading.RLock()
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._number = 0
+        self.on_change: Callable[[], None] = lambda: None
+        root.mkdir(parents=True, exist_ok=True)
+        self._load()
+        self._index = self._index_file.open("ab", buffering=0)
+
+    # -- taking in ----------------------------------------------------------------------------
+
+    def put(
+        self,
+        bucket: str,
+        name: str,
+        read: Callable[[int], bytes],
+        *,
+        length: int | None = None,
+        unless_known: bool = False,
+    ) -> Entry | None:
+        """Stream ``read(n)`` until it gives b"" into the spool. Raises RelayError on a full disk.
+
+        ``unless_known``: returns None, and keeps nothing, when any entry has the same bytes.
+        """
+        self._make_room(length or 0)
+        with self._lock:
+            self._number += 1
+            number = self._number
+        temporary = self.root / f".{number}.tmp"
+        try:
+            size, md5 = _receive(temporary, read)
+            if unless_known and self._knows(md5):
+                return None
+            os.replace(temporary, self.path(number))
+            sync_directory(self.root)
+        except ConnectionError:
+            raise  # the trainer went away in the middle: nothing was acknowledged
+        except OSError as error:
+            raise _full(self.root, f"{name}: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return self._accept(Entry(number, bucket, name, size, md5))
+
+    def delete(self, bucket: str, name: str) -> None:
+        """Forget the object, and have it deleted in the bucket."""
+        with self._lock:
+            self._number += 1
+            number = self._number
+        self._accept(Entry(number, bucket, name, 0, "", deleted=True))
+
+    # -- asking -------------------------------------------------------------------------------
+
+    def path(self, number: int) -> Path:
+        return self.root / f"{number:08d}"
+
+    def find(self, bucket: str, name: str) -> Entry | None:
+        with self._lock:
+            return self._entries.get((bucket, name))
+
+    def entries(self, bucket: str | None = None, prefix: str = "") -> list[Entry]:
+        """The newest entry of each name, in the order of names."""
+        with self._lock:
+            found = [
+                entry
+                for entry in self._entries.values()
+                if bucket in (None, entry.bucket) and entry.name.startswith(prefix)
+            ]
+        return sorted(found, key=lambda entry: entry.key)
+
+    def pending(self) -> list[Entry]:
+        """What the bucket does not have yet, oldest first."""
+        with self._lock:
+            found = [entry for entry in self._entries.values() if not entry.done]
+        return sorted(found, key=lambda entry: entry.number)
+
+    # -- from the uploader --------------------------------------------------------------------
+
+    def mark_done(self, entry: Entry, stored: StoredObject | None) -> None:
+        """The bucket has ``entry`` (as ``stored``), or has deleted it (None)."""
+        with self._lock:
+            if self._entries.get(entry.key) != entry:
+                return  # overwritten meanwhile: the newer entry is still to go
+            done = replace(entry, done=True)
+            if stored is not None:
+                done = replace(done, crc32c=stored.crc32c, generation=stored.generation)
+            self._write(done)
+            self._entries[entry.key] = done
+
+    def mark_pending(self, entry: Entry) -> bool:
+        """The bucket turned out not to hold ``entry``; False when no copy is left here."""
+        with self._lock:
+            if not self.path(entry.number).exists():
+                return False
+            self._entries[entry.key] = replace(entry, done=False)
+        self.on_change()
+        return True
+
+    def close(self) -> None:
+        self._index.close()
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _accept(self, entry: Entry) -> Entry:
+        with self._lock:
+            before = self._entries.get(entry.key)
+            if before is not None and before.number > entry.number:
+                self.path(entry.number).unlink(missing_ok=True)  # a later write was faster
+                return before
+            self._write(entry)
+            self._entries[entry.key] = entry
+            if before is not None:
+                self.path(before.number).unlink(missing_ok=True)
+        self.on_change()
+        return entry
+
+    def _write(self, entry: Entry) -> None:
+        self._index.write(json.dumps(asdict(entry)).encode() + b"\n")
+        os.fdatasync(self._index.fileno())
+
+    def _knows(self, md5: str) -> bool:
+        with self._lock:
+            return any(entry.md5 == md5 for entry in self._entries.values() if not entry.deleted)
+
+    def _make_room(self, wanted: int) -> None:
+        """Drop uploaded copies, largest first, while the disk is short; refuse when it is full."""
+        free = shutil.disk_usage(self.root).free - wanted
+        if free < LOW_WATER_BYTES:
+            with self._lock:
+                done = [entry for entry in self._entries.values() if entry.done]
+            for entry in sorted(done, key=lambda entry: -entry.size):
+                self.path(entry.number).unlink(missing_ok=True)
+                free = shutil.disk_usage(self.root).free - wanted
+                if free >= LOW_WATER_BYTES:
+                    return
+        if free < FULL_BYTES:
+            raise _full(self.root, f"{wanted} bytes are to be taken in")
+
+    def _load(self) -> None:
+        for raw in _index_lines(self._index_file):
+            entry = Entry(**raw)
+            self._number = max(self._number, entry.number)
+            self._entries[entry.key] = entry
+        kept = {self.path(entry.number).name for entry in self._entries.values()}
+        for file in self.root.iterdir():
+            if file.name not in kept and file != self._index_file:
+                file.unlink()  # never acknowledged, or overwritten since
+
+
+def _receive(path: Path, read: Callable[[int], bytes]) -> tuple[int, str]:
+    digest = hashlib.md5(usedforsecurity=False)
+    size = 0
+    with path.open("wb") as file:
+        while chunk := read(CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def _index_lines(file: Path) -> list[dict[str, Any]]:
+    """The index's records; a last line cut short by a crash was never acknowledged."""
+    if not file.exists():
+        return []
+    whole, _, torn = file.read_bytes().rpartition(b"\n")
+    if torn:
+        os.truncate(file, len(whole) + 1 if whole else 0)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _full(root: Path, what: str) -> RelayError:
+    free = shutil.disk_usage(root).free / 1024**2
+    return RelayError(
+        "INSUFFICIENT_STORAGE",
+        f"the instance's disk is full: {what}, {free:.0f} MB are free. Give the machine a larger "
+        "disk (machine.disk_gb), or log fewer or smaller files.",
+    )

@@ -1,0 +1,103 @@
+"""What the agent remembers on the instance's disk, so that a second start resumes.
+
+Everything lies in ``$STATE_DIRECTORY/mlflow-gce`` (systemd's name; default ``/var/lib``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .files import read_json, write_json
+
+PHASES = ("fetching", "environment", "running", "collecting")
+
+
+@dataclass
+class Ending:
+    """How the trainer ended, before anything of it was proven to be in the bucket."""
+
+    end_reason: str
+    exit_code: int | None
+    message: str
+    ended_at: float
+
+
+@dataclass
+class Memory:
+    """``state.json``. ``port`` and ``token`` are the relay's: a restarted one takes them again."""
+
+    run_id: str = ""
+    attempt: int = 0
+    port: int = 0
+    token: str = ""
+    started_at: float = 0.0
+    phases: list[dict[str, str | float]] = field(default_factory=list)
+    bin_directory: str = ""  # of the trainer's environment, once it is made; "" is the image's own
+    environment_ready: bool = False
+    ending: Ending | None = None
+
+
+class State:
+    """The directory, and ``state.json`` in it. Safe to use from several threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._file = root / "state.json"
+        self._lock = threading.Lock()
+        root.mkdir(parents=True, exist_ok=True)
+        self.memory = self._load()
+
+    @classmethod
+    def at_default(cls) -> State:
+        return cls(Path(os.environ.get("STATE_DIRECTORY") or "/var/lib") / "mlflow-gce")
+
+    # Names in the directory.
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "run.log"
+
+    @property
+    def trainer(self) -> Path:
+        return self.root / "trainer"
+
+    def belong_to(self, run_id: str, attempt: int) -> None:
+        """Start this attempt's memory, or keep it; another attempt's leftovers are removed."""
+        memory = self.memory
+        if (memory.run_id, memory.attempt) == (run_id, attempt):
+            return
+        if memory.run_id:
+            for leftover in self.root.iterdir():
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+        self.memory = Memory(run_id=run_id, attempt=attempt, started_at=time.time())
+        self.save()
+
+    def save(self) -> None:
+        with self._lock:
+            write_json(self._file, asdict(self.memory), mode=0o600)
+
+    def enter(self, phase: str) -> bool:
+        """Note that ``phase`` begins; False when it had begun before a restart."""
+        if any(entry["phase"] == phase for entry in self.memory.phases):
+            return False
+        self.memory.phases.append({"phase": phase, "at": time.time()})
+        self.save()
+        return True
+
+    def _load(self) -> Memory:
+        raw = read_json(self._file)
+        if raw is None:
+            return Memory()
+        ending = raw.pop("ending")
+        return Memory(**raw, ending=Ending(**ending) if ending else None)

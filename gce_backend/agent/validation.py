@@ -1,0 +1,117 @@
+"""What the tracking store would refuse, refused here with its words (MLflow 3.17).
+
+Not every rule of the store: those that training code runs into. What passes here and is refused
+later is set aside by whoever applies the journal; it never blocks what follows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from typing import Any
+
+from .entities import Json, to_float
+from .errors import invalid
+
+# Limits and the shape of names: mlflow/utils/validation.py.
+MAX_KEY = 250
+MAX_PARAM_VALUE = 6000
+MAX_TAG_VALUE = 8000
+MAX_METRICS_PER_BATCH = 1000
+MAX_PARAMS_PER_BATCH = 100
+MAX_TAGS_PER_BATCH = 100
+MAX_ENTITIES_PER_BATCH = 1000
+_NAME = re.compile(r"^[/\w.\- :]*$")
+
+
+def check_batch_limits(metrics: list[Json], params: list[Json], tags: list[Json]) -> None:
+    limits = (
+        ("metrics", len(metrics), MAX_METRICS_PER_BATCH),
+        ("params", len(params), MAX_PARAMS_PER_BATCH),
+        ("tags", len(tags), MAX_TAGS_PER_BATCH),
+        (
+            "metrics, params, and tags",
+            len(metrics) + len(params) + len(tags),
+            MAX_ENTITIES_PER_BATCH,
+        ),
+    )
+    for what, count, limit in limits:
+        if count > limit:
+            raise invalid(
+                f"A batch logging request can contain at most {limit} {what}. "
+                f"Got {count} {what}. Please split up {what} across multiple requests and "
+                "try again."
+            )
+
+
+def check_metric(point: Json) -> None:
+    _check_name(point.get("key"), "metric")
+    try:
+        to_float(point["value"])
+        int(point.get("timestamp", 0))
+        int(point.get("step", 0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise invalid(
+            f"Got invalid value {point.get('value')} for metric '{point.get('key')}' "
+            f"(timestamp={point.get('timestamp')}). Please specify value as a valid double (64-bit "
+            "floating point)"
+        ) from error
+
+
+def check_param(param: Json) -> None:
+    _check_name(param.get("key"), "param")
+    _check_length("Param value", param.get("value", ""), MAX_PARAM_VALUE)
+
+
+def check_tag(tag: Json) -> None:
+    _check_name(tag.get("key"), "tag")
+    _check_length("Tag value", tag.get("value", ""), MAX_TAG_VALUE)
+
+
+def same_param(stored: str, new: str) -> bool:
+    """Whether ``new`` says what ``stored`` says.
+
+    MLflow's client stores command line parameters as strings, shell-quoted; the trainer then
+    logs what it parsed: ``1e-3`` comes back as ``0.001``, ``'a b'`` as ``a b``.
+    """
+    if stored == new:
+        return True
+    try:
+        left, right = float(stored), float(new)
+        return left == right or (math.isnan(left) and math.isnan(right))
+    except ValueError:
+        pass
+    try:
+        return shlex.split(stored) == [new] or shlex.split(new) == [stored]
+    except ValueError:
+        return False
+
+
+def changed_param(key: str, stored: str, new: str, run_id: str) -> str:
+    return (
+        f"Changing param values is not allowed. Param with key='{key}' was already logged with "
+        f"value='{stored}' for run ID='{run_id}'. Attempted logging new value '{new}'."
+    )
+
+
+def _check_name(name: Any, what: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise invalid(f"Missing value for required parameter 'key': a {what} needs a name.")
+    if not _NAME.match(name):
+        raise invalid(
+            f"Invalid {what} name: '{name}'. Names may only contain alphanumerics, underscores "
+            "(_), dashes (-), periods (.), spaces ( ), colon(:) and slashes (/)."
+        )
+    if name.startswith(("/", "../")) or "/../" in name or name in (".", ".."):
+        raise invalid(
+            f"Invalid {what} name: '{name}'. Names may be treated as files in certain cases."
+        )
+    _check_length(f"{what.capitalize()} name", name, MAX_KEY)
+
+
+def _check_length(what: str, value: Any, limit: int) -> None:
+    if len(str(value)) > limit:
+        raise invalid(
+            f"'{what}' exceeds the maximum length of {limit} characters: {len(str(value))}"
+        )
