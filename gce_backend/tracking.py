@@ -20,6 +20,7 @@ from gce_backend.project import EntryPoint, Source
 _DEFAULT_EXPERIMENT = "0"
 _PARAM_NAME = re.compile(r"^[\w\-. /:]+$")
 _MAX_PARAM_LENGTH = 6000
+_RUN_ID_LENGTH = 32
 
 # Tags through which a later command finds a run's instance and its files.
 RUN_URI_TAG = "gce.run"
@@ -154,6 +155,31 @@ class Tracking:
     def get_run(self, run_id: str) -> Any:
         return self._client.get_run(run_id)
 
+    def find_run(self, run_id: str) -> Any:
+        """The run with this id, or the only one of this backend whose id begins so.
+
+        Raises:
+            TrackingError: there is none, or more than one.
+        """
+        from mlflow.entities import ViewType
+        from mlflow.exceptions import MlflowException
+
+        if len(run_id) == _RUN_ID_LENGTH:
+            try:
+                return self._client.get_run(run_id)
+            except MlflowException as error:
+                raise TrackingError(f"store {self.uri}: {error.message}") from error
+        experiments = [e.experiment_id for e in self._client.search_experiments(ViewType.ALL)]
+        ours = self._client.search_runs(
+            experiments, f"tags.`{INSTANCE_TAG}` LIKE '%-{run_id}%'", ViewType.ALL
+        )
+        found = [run for run in ours if run.info.run_id.startswith(run_id)]
+        if len(found) != 1:
+            raise TrackingError(
+                f"store {self.uri}: {len(found) or 'no'} runs of this backend begin with {run_id!r}"
+            )
+        return found[0]
+
     def _create(self, name: str, settings: Settings, why: str) -> Experiment:
         location = _location(name, settings)
         experiment_id = self._client.create_experiment(name, artifact_location=location)
@@ -176,6 +202,13 @@ class Tracking:
             f"  mlflow experiments create -n {name!r} -l {_location(name, settings)}\n"
             f"and then add: --experiment-name {name!r}"
         )
+
+
+def resolve_uri(uri: str | None) -> str:
+    """``uri``, or the store that MLflow itself would use here."""
+    import mlflow
+
+    return uri or str(mlflow.get_tracking_uri())
 
 
 def _of(experiment: Any) -> Experiment:

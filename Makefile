@@ -1,0 +1,46 @@
+# Everything a person needs: `make demo` and `make test` set up what they use by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo ui test check fmt bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(STAMP)  ## train MNIST on an emulated instance, start to end
+	@$(BIN)/mlflow-gce emulator exec --root .gce-emulator -- \
+	    $(BIN)/mlflow run . --backend gce -P epochs=3
+	@echo "compare runs in MLflow's UI: make ui"
+
+ui: $(STAMP)  ## MLflow's UI on the demo's runs, artifacts included, at http://127.0.0.1:5000
+	@$(BIN)/mlflow-gce emulator exec --root .gce-emulator -- \
+	    $(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
+
+test: check  ## all tests: unit tests first, then the flows on the emulator
+	@$(BIN)/pytest -q -m "not flow"
+	@$(BIN)/pytest -q -m flow
+
+check: $(STAMP)  ## formatting, lint, strict types
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+
+fmt: $(STAMP)  ## format and mend what ruff can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## side-by-side measurements
+	@for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove what demo and test left; keep the virtual environment
+	rm -rf .gce-emulator mlflow.db mlruns outputs multirun .pytest_cache .mypy_cache .ruff_cache
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 demo")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), once: PyTorch and MLflow are large"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

@@ -1,0 +1,101 @@
+"""The journal applied to the tracking store while a run is followed, in a thread of its own.
+
+A store that hangs or is away must delay neither the log nor the deletion of the instance.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from gce_backend.errors import GceBackendError, TrackingError
+from gce_backend.sync import JournalApplier
+from gce_backend.tracking import Tracking
+
+_PAUSE_SECONDS = 1.0
+_MOST_PAUSE_SECONDS = 15.0
+
+
+class LiveSync:
+    """Applies new segments until it is stopped.
+
+    Args:
+        warn: told once when the store goes away, and once when it is back.
+    """
+
+    def __init__(
+        self, applier: JournalApplier, tracking: Tracking, run_id: str, warn: Callable[[str], None]
+    ) -> None:
+        self._applier = applier
+        self._tracking = tracking
+        self._run_id = run_id
+        self._warn = warn
+        self._stop = threading.Event()
+        self._running = threading.Event()
+        self._is_away = False
+        self._thread = threading.Thread(target=self._work, name="mlflow-gce-sync", daemon=True)
+
+    def __enter__(self) -> LiveSync:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        # Not joined for long: a call to a dead store can take a while, and it holds nothing.
+        self._thread.join(timeout=30)
+
+    def mark_running(self) -> None:
+        """The entry point has started: the run's status says so as soon as the store answers."""
+        self._running.set()
+
+    def _work(self) -> None:
+        pause, told_running = _PAUSE_SECONDS, False
+        while not self._stop.wait(pause):
+            try:
+                if self._running.is_set() and not told_running:
+                    self._tracking.set_running(self._run_id)
+                    told_running = True
+                self._applier.apply_new()
+            except GceBackendError as error:
+                self._went_away(error)
+                pause = min(pause * 2, _MOST_PAUSE_SECONDS)
+            else:
+                self._came_back()
+                pause = _PAUSE_SECONDS
+
+    def _went_away(self, error: GceBackendError) -> None:
+        if not self._is_away:
+            self._is_away = True
+            self._warn(f"{error}\nThe training goes on; its metrics wait in the bucket")
+
+    def _came_back(self) -> None:
+        if self._is_away:
+            self._is_away = False
+            self._warn("the tracking store is back")
+
+
+def finish_sync(
+    applier: JournalApplier, run_id: str, *, seconds: float, finish: Callable[[], None]
+) -> None:
+    """Apply the rest of the journal and ``finish`` the run, for as long as ``seconds`` allow.
+
+    Raises:
+        TrackingError: the store stayed away; everything is safe in the bucket.
+    """
+    end = time.monotonic() + seconds
+    pause = _PAUSE_SECONDS
+    while True:
+        try:
+            applier.finish()
+            finish()
+            return
+        except TrackingError as error:
+            if time.monotonic() + pause > end:
+                raise TrackingError(
+                    f"the tracking store stayed away for {seconds:.0f} s ({error}). Nothing is "
+                    "lost: metrics, parameters and artifacts are in the bucket. When it is back, "
+                    f"run:\n  mlflow-gce sync {run_id}"
+                ) from error
+        time.sleep(pause)
+        pause = min(pause * 2, _MOST_PAUSE_SECONDS)

@@ -1,0 +1,247 @@
+"""The heart: follow a run to its end, prove its results, delete its instance, tell MLflow.
+
+The order of the last steps is the product's promise: results proven, then the delete, then a GET
+that says 404, and only then the words "deleted" and "finished". The tracking store comes last; an
+instance never waits for it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from gce_backend.compute import Compute
+from gce_backend.config import Endpoints
+from gce_backend.console import Console
+from gce_backend.errors import CleanupError, ComputeError, GceBackendError, ResultsUnverified
+from gce_backend.follow import End, Follower
+from gce_backend.interrupts import Interrupts
+from gce_backend.lifecycle import OUTCOME, EndReason, Lifecycle, Phase
+from gce_backend.livesync import LiveSync, finish_sync
+from gce_backend.prices import Price
+from gce_backend.storage import Storage
+from gce_backend.submission import Submission
+from gce_backend.submit import delete
+from gce_backend.sync import JournalApplier
+from gce_backend.tracking import Tracking
+
+_LOG_TAIL_BYTES = 4_000
+_SYNC_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How patient a follower is, in seconds; the defaults are for a run submitted earlier."""
+
+    boot_seconds: float = 600.0
+    grace_seconds: float = 30.0
+    sync_seconds: float = _SYNC_SECONDS
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. ``exit_code``: what its command should exit with; 0 only for success."""
+
+    reason: EndReason
+    exit_code: int
+    message: str
+
+
+class Runner:
+    """One submitted run, followed from this process."""
+
+    def __init__(
+        self,
+        submission: Submission,
+        *,
+        endpoints: Endpoints,
+        console: Console,
+        limits: Limits = Limits(),
+    ) -> None:
+        self.submission = submission
+        self._console = console
+        self._limits = limits
+        self._storage = Storage(submission.bucket, project=submission.project)
+        self._compute = Compute(submission.project, endpoint=endpoints.compute)
+        self._tracking = Tracking(submission.tracking_uri)
+        self._applier = JournalApplier(
+            self._storage,
+            submission.paths,
+            tracking_uri=submission.tracking_uri,
+            run_id=submission.run_id,
+        )
+        self._life = Lifecycle(phase=Phase.CREATING)
+
+    def follow(self, interrupts: Interrupts) -> Result:
+        """Follow to the end; return once the instance is gone and MLflow knows how it ended.
+
+        Raises:
+            Detached: a signal asked to leave; the run goes on by itself.
+            ResultsUnverified: the bucket lacks something; the instance is kept until its deadline.
+            CleanupError: an instance may still bill.
+            TrackingError: the store stayed away; everything is safe in the bucket.
+        """
+        with interrupts.deferred():
+            with LiveSync(
+                self._applier, self._tracking, self.submission.run_id, self._console.warn
+            ) as live:
+                end = Follower(
+                    self.submission,
+                    self._storage,
+                    self._compute,
+                    life=self._life,
+                    console=self._console,
+                    interrupts=interrupts,
+                    live=live,
+                    boot_seconds=self._limits.boot_seconds,
+                    grace_seconds=self._limits.grace_seconds,
+                ).follow()
+            return self._settle(end)
+
+    def sync(self) -> None:
+        """Apply what the bucket has of the run to the store; its end too, when it has ended."""
+        status = self._storage.read_json(self.submission.paths.status)
+        if status is None:
+            self._applier.apply_new()
+            return
+        self._write_end(EndReason(status["end_reason"]), status)
+
+    def cancel(self, interrupts: Interrupts) -> Result:
+        """Ask for the end and follow until it is reached."""
+        from gce_backend.follow import request_cancel
+
+        request_cancel(self.submission, self._storage, self._compute)
+        return self.follow(interrupts)
+
+    def _settle(self, end: End) -> Result:
+        """Results proven, instance deleted, 404 seen, run terminated; in that order."""
+        self._life.end(end.reason)
+        if end.status is not None:
+            missing = self._unproven(end.status)
+            if missing:
+                self._keep(missing, end)
+        serial = "" if end.status else self._serial_output()
+        self._delete()
+        result = self._result(end, serial)
+        self._write_end(end.reason, end.status)
+        self._summarize(end)
+        return result
+
+    def _unproven(self, status: dict[str, Any]) -> list[str]:
+        """What the agent or the bucket itself says is missing; empty when everything is there."""
+        if not status.get("verified"):
+            return list(status.get("missing") or ["the agent could not verify its uploads"])
+        manifest = self._storage.read_json(self.submission.paths.manifest)
+        if manifest is None:
+            return [f"{self.submission.uri}/manifest.json"]
+        started = time.monotonic()
+        missing = self._storage.verify(manifest)
+        if not missing:
+            count, size = len(manifest["objects"]), sum(o["size"] for o in manifest["objects"])
+            self._console.phase(
+                "verified", time.monotonic() - started, f"{count} objects, {size / 1e6:.1f} MB"
+            )
+        return missing
+
+    def _keep(self, missing: list[str], end: End) -> None:
+        """Leave the instance alone, tell MLflow, and say what to do."""
+        here = self.submission
+        deadline = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(here.deadline))
+        is_there = self._compute.exists(here.zone, here.instance)
+        self._write_end(EndReason.RESULTS_UNVERIFIED, end.status)
+        lines = "\n".join(f"  {line}" for line in missing[:20])
+        bills = (
+            f"Instance {here.instance!r} in {here.zone} is kept and still bills, until {deadline} "
+            "at the latest. To fetch the files from it, run:\n"
+            f"  gcloud compute scp --recurse --zone {here.zone} --project {here.project} "
+            f"{here.instance}:/var/lib/mlflow-gce ./rescued"
+            if is_there
+            else f"Instance {here.instance!r} no longer exists."
+        )
+        raise ResultsUnverified(
+            f"run {here.run_id}: its results are not proven to be in the bucket:\n{lines}\n{bills}",
+            missing,
+        )
+
+    def _delete(self) -> None:
+        self._life.catch_up(Phase.DELETING, at=time.time())
+        started = time.monotonic()
+        try:
+            delete(self._compute, self.submission)
+        except CleanupError:
+            self._life.advance(Phase.ORPHANED, at=time.time())
+            raise
+        self._life.advance(Phase.DELETED, at=time.time())
+        self._console.phase(
+            "deleted", time.monotonic() - started, f"{self.submission.instance}: GET says 404"
+        )
+
+    def _result(self, end: End, serial: str) -> Result:
+        if end.reason is EndReason.SUCCEEDED:
+            return Result(end.reason, 0, "")
+        code = (end.status or {}).get("exit_code")
+        exit_code = 130 if end.reason is EndReason.CANCELLED else (code or 1)
+        tail = self._log_tail() or serial[-_LOG_TAIL_BYTES:]
+        here = self.submission
+        message = (
+            f"run {here.run_id} ended: {end.reason.value.replace('_', ' ')}. {end.detail}\n"
+            f"The instance has been deleted. Log, journal and what was uploaded: {here.uri}"
+        )
+        return Result(end.reason, exit_code, f"{message}\n{_indented(tail)}" if tail else message)
+
+    def _write_end(self, reason: EndReason, status: dict[str, Any] | None) -> None:
+        at = float(status["ended_at"]) if status and status.get("ended_at") else None
+        finish_sync(
+            self._applier,
+            self.submission.run_id,
+            seconds=self._limits.sync_seconds,
+            finish=lambda: self._tracking.terminate(self.submission.run_id, reason, at=at),
+        )
+
+    def _summarize(self, end: End) -> None:
+        run = self._tracking.get_run(self.submission.run_id)
+        seconds = self._life.history[-1].at - self.submission.created_at
+        rows = {
+            "status": f"{OUTCOME[end.reason].mlflow_status} ({end.reason.value})",
+            **_metrics(run.data.metrics),
+            "instance": f"{seconds:.1f} s from insert to deletion{self._cost(seconds)}",
+            "artifacts": str(run.info.artifact_uri),
+            "log, status": self.submission.uri,
+            "instances left": str(self._instances_left()),
+        }
+        self._console.table(f"run {run.info.run_name} ({run.info.run_id})", rows)
+
+    def _cost(self, seconds: float) -> str:
+        if self.submission.usd_per_hour is None:
+            return ""
+        usd = Price(self.submission.usd_per_hour).cost(seconds)
+        return f", about ${usd:.4f} by list price"
+
+    def _instances_left(self) -> int:
+        from gce_backend.agent.paths import RUN_LABEL
+
+        return sum(1 for _ in self._compute.list(f"labels.{RUN_LABEL}={self.submission.run_id}"))
+
+    def _log_tail(self) -> str:
+        """The last lines of the training's log, from its last pieces in the bucket."""
+        names = [info.name for info in self._storage.list(self.submission.paths.log_dir)]
+        tail = b"".join(self._storage.read(name) or b"" for name in names[-3:])
+        return tail[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
+
+    def _serial_output(self) -> str:
+        try:
+            return self._compute.serial_output(self.submission.zone, self.submission.instance)
+        except (ComputeError, GceBackendError):
+            return ""
+
+
+def _metrics(metrics: dict[str, float]) -> dict[str, str]:
+    """The last values of the trainer's own metrics, the accuracies first."""
+    own = {name: value for name, value in metrics.items() if not name.startswith("system/")}
+    ordered = sorted(own, key=lambda name: ("accuracy" not in name, name))
+    return {name: f"{own[name]:.6g}" for name in ordered[:8]}
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  | {line}" for line in text.rstrip().splitlines()[-40:])
