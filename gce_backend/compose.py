@@ -7,6 +7,7 @@ allowed, and the closest match.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,11 @@ class Composer:
             for group, word in (("machine", "+machine=n1-standard-2"), ("gce", "+gce=default"))
             if group not in base
         }
-        self._base = self.compose([])
+
+    @functools.cached_property
+    def _base(self) -> DictConfig:
+        """The tree without any override; only errors and type checks need it."""
+        return self.compose([])
 
     def compose(self, words: Sequence[str]) -> DictConfig:
         """The whole tree with ``words`` applied; raises ConfigError naming the word at fault."""
