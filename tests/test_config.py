@@ -1,0 +1,159 @@
+"""Settings: composed from conf/, held against the schema, wrong ones named before they cost."""
+
+from pathlib import Path
+
+import pytest
+
+from gce_backend.config import load_settings, read_endpoints
+from gce_backend.errors import ConfigError
+
+CHECKOUT = Path(__file__).parent.parent
+CLOUD = {"GOOGLE_CLOUD_PROJECT": "a-project", "MLFLOW_GCE_BUCKET": "a-bucket"}
+EMULATED = {
+    "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": "http://127.0.0.1:1234/compute/v1/",
+    "STORAGE_EMULATOR_HOST": "http://127.0.0.1:1235",
+}
+
+
+@pytest.fixture(autouse=True)
+def _cloud(monkeypatch):
+    for name, value in CLOUD.items():
+        monkeypatch.setenv(name, value)
+
+
+def settings(directory, **arguments):
+    return load_settings(directory, environ={**CLOUD, **EMULATED}, **arguments)
+
+
+def test_a_project_without_conf_gets_the_packaged_defaults(tmp_path):
+    found = settings(tmp_path)
+
+    assert (found.machine.name, found.zones[0]) == ("n1-standard-2", "europe-west1-b")
+    assert (found.project, found.bucket) == ("a-project", "a-bucket")
+    assert found.gce.results.require == []
+
+
+def test_this_project_requires_the_labs_files(tmp_path):
+    assert settings(CHECKOUT).gce.results.require == ["metrics.json", "model.pt"]
+
+
+def test_a_projects_own_preset_and_values_win(tmp_path):
+    machine = tmp_path / "conf" / "machine"
+    machine.mkdir(parents=True)
+    (machine / "mine.yaml").write_text(
+        "name: mine\nmachine_type: c3-standard-88\n"
+        "image: projects/p/global/images/i\nzones: [a-b-c]\n"
+    )
+    (tmp_path / "conf" / "config.yaml").write_text(
+        "defaults: [{machine: mine}, {gce: default}, _self_]\ngce: {max_hours: 3}\n"
+    )
+
+    found = settings(tmp_path)
+
+    assert (found.machine.machine_type, found.zones) == ("c3-standard-88", ("a-b-c",))
+    assert found.gce.max_hours == 3
+
+
+def test_a_projects_config_that_mentions_neither_group_gets_both(tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("lr: 0.1\n")
+
+    found = settings(tmp_path, parameters={"machine": "l4"}, training_words=["lr=0.2"])
+
+    assert found.machine.machine_type == "g2-standard-4"
+
+
+def test_backend_config_is_a_map_of_overrides_and_parameters_win_over_it(tmp_path):
+    found = settings(
+        tmp_path,
+        backend_config={
+            "machine": "l4",
+            "machine.spot": True,
+            "gce.zones": ["europe-west1-c"],
+            "gce.max_hours": 2,
+            "ENV_MANAGER": None,
+            "SYNCHRONOUS": False,
+        },
+        parameters={"gce.max_hours": "5"},
+    )
+
+    assert (found.machine.name, found.machine.spot) == ("l4", True)
+    assert (found.zones, found.gce.max_hours) == (("europe-west1-c",), 5)
+
+
+WRONG = [
+    ({"machine": "n1-standrd-2"}, r"machine=n1-standrd-2.*Did you mean 'n1-standard-2'"),
+    ({"machine.spott": "true"}, r"unknown key 'machine.spott'. Did you mean 'machine.spot'"),
+    ({"machine.disk_gb": "big"}, r"machine.disk_gb: Value 'big'.*Integer"),
+    ({"machine.spot": "maybe"}, r"machine.spot: Value 'maybe' is not a valid bool"),
+    ({"gce.zones": "[europe-west1-x]"}, r"not offered in europe-west1-x"),
+    ({"gce.zones": "[]"}, r"not offered in an empty list"),
+    ({"machine": "a100", "gce.zones": "[europe-west1-b]"}, r"a2-highgpu-1g.*not offered"),
+    ({"gce.bucket": "gs://a-bucket"}, r"only the bucket's name"),
+    ({"gce.max_hours": "0"}, r"gce.max_hours=0"),
+    ({"gce.max_hours": "3000"}, r"gce.max_hours=3000.*2880"),
+    ({"gce.grace_seconds": "-1"}, r"must not be negative"),
+    ({"gce.network": "{{"}, r"gce.network=\{\{"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path, parameters, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(tmp_path, parameters=parameters)
+
+
+def test_an_unknown_key_of_the_backend_config_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown key 'machin'. Did you mean 'machine'"):
+        settings(tmp_path, backend_config={"machin": "l4"})
+
+
+TRAINING_WRONG = [
+    ("trainer.epochs=ten", r"trainer.epochs: expected a number like the default 5, got 'ten'"),
+    ("trainer.epoch=3", r"unknown key 'trainer.epoch'. Did you mean 'trainer.epochs'"),
+    ("model=cnnn", r"no such model. Did you mean 'cnn'"),
+    ("optimizer.lrr=3", r"Did you mean 'optimizer.lr'"),
+]
+
+
+@pytest.mark.parametrize(("word", "message"), TRAINING_WRONG)
+def test_a_training_word_that_cannot_work_fails_before_anything_costs(word, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(CHECKOUT, training_words=[word])
+
+
+def test_a_type_can_be_changed_on_purpose():
+    settings(CHECKOUT, training_words=["++trainer.epochs=ten"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "parameter"),
+    [("MLFLOW_GCE_BUCKET", "bucket"), ("GOOGLE_CLOUD_PROJECT", "project")],
+)
+def test_without_project_or_bucket_both_ways_out_are_named(
+    tmp_path, monkeypatch, variable, parameter
+):
+    monkeypatch.delenv(variable)
+
+    with pytest.raises(ConfigError, match=f"no .*{parameter} is configured") as caught:
+        settings(tmp_path)
+
+    assert f"-P gce.{parameter}=" in str(caught.value)
+    assert "gcloud auth application-default login" in str(caught.value)
+    assert "mlflow-gce emulator exec" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(EMULATED))
+def test_plain_http_to_another_machine_is_refused(name):
+    with pytest.raises(ConfigError, match="in the clear"):
+        read_endpoints({**EMULATED, name: "http://10.0.0.7:1234/compute/v1/"})
+
+
+@pytest.mark.parametrize("name", sorted(EMULATED))
+def test_half_an_emulator_is_refused(name):
+    with pytest.raises(ConfigError, match="Set both"):
+        read_endpoints({name: EMULATED[name]})
+
+
+def test_without_overrides_the_endpoints_are_googles():
+    assert not read_endpoints({}).emulated
