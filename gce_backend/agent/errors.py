@@ -64,3 +64,22 @@ def invalid(message: str) -> RelayError:
 
 def not_found(message: str) -> RelayError:
     return RelayError("RESOURCE_DOES_NOT_EXIST", message)
+
+
+def not_implemented(method: str, path: str) -> RelayError:
+    """The error for what the relay does not know, with what to do instead."""
+    if "registered-models" in path or "model-versions" in path:
+        instead = (
+            "Register the model once the run is back on the client: "
+            "mlflow.register_model('runs:/RUN_ID/NAME', …)."
+        )
+    elif "trace" in path:
+        instead = "Traces are not carried from the instance; switch tracing off in the training."
+    elif path.startswith(("runs/delete", "runs/restore")):
+        instead = "Delete or restore runs on the client, once this run has ended."
+    else:
+        instead = "Do it on the client, before the run or after it, against the tracking server."
+    return RelayError(
+        "NOT_IMPLEMENTED",
+        f"{method} {path}: the tracking relay on the instance does not offer this. {instead}",
+    )

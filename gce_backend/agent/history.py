@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .endpoint import retrying
-from .files import read_json, write_json
+from .files import write_atomically
 from .spec import Spec
 from .storage import Storage
-from .tracking_state import TrackingState
 
 _PATIENCE_S = 600.0
 
 
-def continue_journal(storage: Storage, spec: Spec, root: Path, tracking: TrackingState) -> int:
-    """Apply the journal of earlier attempts to ``tracking``; returns its last sequence number.
+def earlier_records(storage: Storage, spec: Spec, copy: Path) -> Iterator[dict[str, Any]]:
+    """The journal records of earlier attempts, in order.
 
-    Which segments those are is noted on disk at the first start, since later ones are our own.
+    Fetched at the first start on this disk, before there are segments of our own, and kept in
+    ``copy``: a restarted agent must not depend on the bucket to answer the trainer again.
     CloudError when the bucket does not answer for ten minutes.
     """
-    note = root / "journal.before.json"
-    before = read_json(note)
-    if before is None:
-        numbers = _numbers(storage, spec, spec.paths.journal_dir)
-        before = {"segments": numbers}
-        write_json(note, before)
-    last_seq = 0
-    for number in before["segments"]:
-        name = spec.paths.journal(number)
-        data = retrying(partial(storage.get, spec.bucket, name), time.time() + _PATIENCE_S)
-        for line in data.splitlines():
-            record = json.loads(line)
-            tracking.apply(record)
-            last_seq = max(last_seq, int(record["seq"]))
-    return last_seq
+    if not copy.exists():
+        until = time.time() + _PATIENCE_S
+        names = [spec.paths.journal(n) for n in _numbers(storage, spec, spec.paths.journal_dir)]
+        parts = [retrying(partial(storage.get, spec.bucket, name), until) for name in names]
+        write_atomically(copy, b"".join(parts))
+    with copy.open("rb") as file:
+        for line in file:
+            yield json.loads(line)
 
 
 def next_number(storage: Storage, spec: Spec, directory: str) -> int:

@@ -24,7 +24,8 @@ class RunLog:
         """A line of the agent's, in the run's log and on stderr (the serial console)."""
         line = f"{PREFIX}{message}\n"
         with self._lock:
-            os.write(self.descriptor, line.encode())
+            start = "" if self._at_line_start() else "\n"
+            os.write(self.descriptor, f"{start}{line}".encode())
         sys.stderr.write(line)
         sys.stderr.flush()
 
@@ -34,6 +35,10 @@ class RunLog:
         start = max(0, size - max_bytes)
         text = os.pread(self.descriptor, max_bytes, start).decode(errors="replace")
         return "\n".join(text.rstrip("\n").split("\n")[-lines:])
+
+    def _at_line_start(self) -> bool:
+        size = os.fstat(self.descriptor).st_size
+        return size == 0 or os.pread(self.descriptor, 1, size - 1) == b"\n"
 
     def close(self) -> None:
         os.close(self.descriptor)

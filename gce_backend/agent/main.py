@@ -14,6 +14,7 @@ from types import FrameType
 
 from .endpoint import retrying
 from .errors import AgentError, CloudError
+from .files import read_json, write_json
 from .lifecycle import Attempt, Cloud
 from .metadata import MetadataServer
 from .paths import SPEC_ATTRIBUTE
@@ -32,16 +33,26 @@ def main() -> None:
         metadata = MetadataServer()
         storage = Storage(metadata)
         cloud = Cloud(metadata, storage, metadata.identity())
-        Attempt(cloud, _fetch_spec(metadata, storage), State.at_default()).run()
+        state = State.at_default()
+        Attempt(cloud, _spec(metadata, storage, state), state).run()
     except AgentError as error:
         sys.stderr.write(f"[mlflow-gce] {error}\n")
         sys.exit(1)
 
 
-def _fetch_spec(metadata: MetadataServer, storage: Storage) -> Spec:
+def _spec(metadata: MetadataServer, storage: Storage, state: State) -> Spec:
+    """This instance's spec: from the bucket the first time, from the disk afterwards."""
     uri = metadata.attribute(SPEC_ATTRIBUTE)
     if not uri or not uri.startswith("gs://"):
         raise AgentError(f"the metadata attribute {SPEC_ATTRIBUTE} is '{uri}', not a gs:// URI")
+    kept = read_json(state.spec)
+    if kept is None or kept["uri"] != uri:
+        kept = {"uri": uri, "text": _fetch(storage, uri).decode()}
+        write_json(state.spec, kept, mode=0o600)
+    return parse_spec(kept["text"].encode())
+
+
+def _fetch(storage: Storage, uri: str) -> bytes:
     bucket, _, name = uri.removeprefix("gs://").partition("/")
 
     def once() -> bytes:
@@ -52,7 +63,7 @@ def _fetch_spec(metadata: MetadataServer, storage: Storage) -> Spec:
             status = 503 if error.status in (403, 404) else error.status
             raise CloudError(str(error), status) from error
 
-    return parse_spec(retrying(once, time.time() + _PATIENCE_S))
+    return retrying(once, time.time() + _PATIENCE_S)
 
 
 def _complete_environment() -> None:

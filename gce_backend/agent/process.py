@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .log import RunLog
+from .spec import Spec
 from .stop import Stop
 from .users import Account
 
@@ -46,6 +47,35 @@ class Launch:
     account: Account
 
 
+def trainer_variables(
+    spec: Spec, url: str, token: str, bin_directory: str, account: Account
+) -> dict[str, str]:
+    """The trainer's environment variables: the agent's own, MLflow's, the spec's.
+
+    Args:
+        url, token: of the relay.
+        bin_directory: goes first on PATH; "" for the image's own Python.
+    """
+    variables = {**os.environ, "HOME": account.home, "USER": account.name, "LOGNAME": account.name}
+    # A user name and a password would win over the token.
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        variables.pop(name, None)
+    variables.update(
+        MLFLOW_RUN_ID=spec.run_id,
+        MLFLOW_TRACKING_URI=url,
+        MLFLOW_TRACKING_TOKEN=token,
+        MLFLOW_EXPERIMENT_ID=str(spec.experiment["experiment_id"]),
+        MLFLOW_DISABLE_TELEMETRY="true",
+        PYTHONUNBUFFERED="1",
+        GIT_PYTHON_REFRESH="quiet",
+    )
+    variables.update(spec.env)
+    if bin_directory:
+        path = variables.get("PATH") or os.defpath
+        variables.update(PATH=f"{bin_directory}:{path}", VIRTUAL_ENV=os.path.dirname(bin_directory))
+    return variables
+
+
 class Trainer:
     """Args:
     notes: directory for the shell's notes; must be writable for the trainer's account.
@@ -56,6 +86,14 @@ class Trainer:
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
         self._started = ""  # start time in clock ticks since boot; with the pid, who it is
+
+    @property
+    def told(self) -> str:
+        """Why the trainer was told to end; "" when it was not. Kept over restarts."""
+        try:
+            return (self._notes / "told").read_text()
+        except FileNotFoundError:
+            return ""
 
     @property
     def exit_code(self) -> int | None:
@@ -74,8 +112,8 @@ class Trainer:
             if self._boot_changed():
                 return False
             time.sleep(_POLL_S)
-        if self.exit_code is not None:
-            return True
+        if self.exit_code is not None and not (self._boot_changed() and self.exit_code > 128):
+            return True  # a signal's exit code from before a reboot is the shutdown's work
         try:
             boot, stat = (self._notes / "process").read_text().splitlines()[:2]
         except (FileNotFoundError, ValueError):
@@ -109,7 +147,8 @@ class Trainer:
         later. What the trainer left running is killed after its end.
         """
         while self._alive():
-            if stop.wait(_POLL_S):
+            if stop.wait(_POLL_S) and self._alive():
+                (self._notes / "told").write_text(stop.reason)
                 self._terminate(grace_seconds)
         self._signal(signal.SIGKILL)
         code = self.exit_code

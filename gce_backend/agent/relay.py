@@ -18,10 +18,11 @@ from typing import Any
 
 from .artifact_api import ArtifactApi
 from .entities import Json
-from .errors import RelayError, invalid
+from .errors import RelayError, invalid, not_implemented
 from .files import CHUNK_BYTES
 from .locations import Locations
-from .tracking_api import TrackingApi, not_implemented
+from .request_body import RequestBody
+from .tracking_api import TrackingApi
 
 # What the relay speaks; clients ask before they use newer calls.
 MLFLOW_VERSION = "3.13.0"
@@ -30,6 +31,7 @@ _TRACKING = ("/api/2.0/mlflow/", "/api/3.0/mlflow/", "/ajax-api/2.0/mlflow/")
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _BIND_PATIENCE_S = 30.0
+_STOP_PATIENCE_S = 10.0
 
 
 class Relay:
@@ -46,10 +48,17 @@ class Relay:
         token: str,
         port: int = 0,
     ) -> None:
+        self._busy = _Busy()
         handler = type(
             "Handler",
             (_Handler,),
-            {"tracking": tracking, "artifacts": artifacts, "locations": locations, "token": token},
+            {
+                "tracking": tracking,
+                "artifacts": artifacts,
+                "locations": locations,
+                "token": token,
+                "busy": self._busy,
+            },
         )
         self._server = _bind(handler, port)
         self.port = int(self._server.server_address[1])
@@ -68,8 +77,35 @@ class Relay:
         self._thread.start()
 
     def stop(self) -> None:
+        """Answer nothing more: what is acknowledged from now on would be collected by nobody."""
+        self._busy.close(_STOP_PATIENCE_S)
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Busy:
+    """How many requests are being answered; none any more once it is closed."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+        self._closed = False
+
+    def enter(self) -> bool:
+        with self._changed:
+            if not self._closed:
+                self._count += 1
+            return not self._closed
+
+    def leave(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def close(self, patience: float) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._count == 0, patience)
 
 
 class _Server(ThreadingHTTPServer):
@@ -100,6 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
     artifacts: ArtifactApi
     locations: Locations
     token: str
+    busy: _Busy
 
     def do_GET(self) -> None:
         self._serve()
@@ -120,7 +157,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the run's log is the trainer's."""
 
     def _serve(self) -> None:
-        self._body = _RequestBody(self)
+        if not self.busy.enter():
+            self.close_connection = True
+            return
+        try:
+            self._answer()
+        finally:
+            self.busy.leave()
+
+    def _answer(self) -> None:
+        self._body = RequestBody(self)
         parts = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(parts.path)
         try:
@@ -238,63 +284,3 @@ class _Handler(BaseHTTPRequestHandler):
             + "\r\n"
         )
         self.wfile.write(head.encode() + data)
-
-
-class _RequestBody:
-    """The body of a request, with a length or in chunks (what ``requests`` does with an empty
-    file)."""
-
-    def __init__(self, handler: BaseHTTPRequestHandler) -> None:
-        self._source = handler.rfile
-        self._chunked = "chunked" in (handler.headers.get("Transfer-Encoding") or "").lower()
-        given = handler.headers.get("Content-Length")
-        self.length = None if self._chunked else int(given or 0)
-        self._left = self.length or 0  # of the body, or of the chunk
-        self._done = not self._chunked and self._left == 0
-
-    def read(self, amount: int) -> bytes:
-        """Up to ``amount`` bytes; b"" at the end. ConnectionError when the client breaks off."""
-        if self._done:
-            return b""
-        if self._chunked and self._left == 0 and not self._next_chunk():
-            return b""
-        data = self._source.read(min(amount, self._left))
-        if not data:
-            raise ConnectionError("the client went away in the middle of a request")
-        self._left -= len(data)
-        if self._left == 0:
-            if self._chunked:
-                self._source.readline()
-            else:
-                self._done = True
-        return data
-
-    def read_all(self, limit: int) -> bytes:
-        parts, total = [], 0
-        while part := self.read(CHUNK_BYTES):
-            total += len(part)
-            if total > limit:
-                raise invalid(f"the request's body is larger than {limit} bytes")
-            parts.append(part)
-        return b"".join(parts)
-
-    def discard(self) -> bool:
-        """Read what is left, if it is little; False when it is not worth it."""
-        budget = CHUNK_BYTES
-        try:
-            while budget > 0:
-                part = self.read(65536)
-                if not part:
-                    return True
-                budget -= len(part)
-        except (OSError, ValueError):
-            return False
-        return False
-
-    def _next_chunk(self) -> bool:
-        self._left = int(self._source.readline().partition(b";")[0], 16)
-        if self._left == 0:
-            while self._source.readline() not in (b"\r\n", b"\n", b""):
-                pass  # trailers
-            self._done = True
-        return self._left > 0

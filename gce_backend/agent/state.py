@@ -14,8 +14,6 @@ from pathlib import Path
 
 from .files import read_json, write_json
 
-PHASES = ("fetching", "environment", "running", "collecting")
-
 
 @dataclass
 class Ending:
@@ -39,6 +37,7 @@ class Memory:
     phases: list[dict[str, str | float]] = field(default_factory=list)
     bin_directory: str = ""  # of the trainer's environment, once it is made; "" is the image's own
     environment_ready: bool = False
+    may_delete: bool = False  # this instance, itself
     ending: Ending | None = None
 
 
@@ -66,6 +65,24 @@ class State:
         return self.root / "run.log"
 
     @property
+    def journal(self) -> Path:
+        return self.root / "journal.jsonl"
+
+    @property
+    def spool(self) -> Path:
+        return self.root / "spool"
+
+    @property
+    def status(self) -> Path:
+        """A copy of ``status.json``, once that is in the bucket."""
+        return self.root / "status.json"
+
+    @property
+    def spec(self) -> Path:
+        """A copy of ``spec.json``: a restarted agent does not depend on the bucket."""
+        return self.root / "spec.json"
+
+    @property
     def trainer(self) -> Path:
         return self.root / "trainer"
 
@@ -78,7 +95,7 @@ class State:
             for leftover in self.root.iterdir():
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
-                else:
+                elif leftover != self.spec:
                     leftover.unlink()
         self.memory = Memory(run_id=run_id, attempt=attempt, started_at=time.time())
         self.save()

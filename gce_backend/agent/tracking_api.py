@@ -14,7 +14,7 @@ from typing import Any
 
 from . import validation
 from .entities import Json, Model, Run
-from .errors import RelayError, invalid
+from .errors import RelayError, invalid, not_implemented
 from .journal import Journal
 from .locations import Locations
 from .search import matching
@@ -290,25 +290,6 @@ class TrackingApi:
             raise not_implemented(method, path)
         self._write(path, body, method=method)
         return {"model": self._model_json(model)} if not what or what == "tags" else {}
-
-
-def not_implemented(method: str, path: str) -> RelayError:
-    """The error for what the relay does not know, with what to do instead."""
-    if "registered-models" in path or "model-versions" in path:
-        instead = (
-            "Register the model once the run is back on the client: "
-            "mlflow.register_model('runs:/RUN_ID/NAME', …)."
-        )
-    elif "trace" in path:
-        instead = "Traces are not carried from the instance; switch tracing off in the training."
-    elif path.startswith(("runs/delete", "runs/restore")):
-        instead = "Delete or restore runs on the client, once this run has ended."
-    else:
-        instead = "Do it on the client, before the run or after it, against the tracking server."
-    return RelayError(
-        "NOT_IMPLEMENTED",
-        f"{method} {path}: the tracking relay on the instance does not offer this. {instead}",
-    )
 
 
 def _passing(

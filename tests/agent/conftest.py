@@ -22,6 +22,11 @@ def bucket(gcs: Gcs) -> Bucket:
     return Bucket(gcs.url, f"bucket-{uuid.uuid4().hex[:12]}")
 
 
+@pytest.fixture(scope="module")
+def module_bucket(gcs: Gcs) -> Bucket:
+    return Bucket(gcs.url, f"bucket-{uuid.uuid4().hex[:12]}")
+
+
 @pytest.fixture
 def plane() -> Iterator[ControlPlane]:
     server = ControlPlane()
