@@ -1,0 +1,200 @@
+"""A run's journal, from the bucket into the MLflow store: in order, once, resumable.
+
+The run's tag ``gce.journal.applied`` says how far the store is. A segment is applied whole before
+the tag moves on; applied again after a crash, it changes nothing. Whoever holds the store's
+credentials may do this, live or later.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+from gce_backend.errors import TrackingError
+from gce_backend.provisional import ProvisionalIds
+from gce_backend.relocation import Move, relocate
+from gce_backend.replay import FINAL_STATUS_TAG, Refusal, Replay
+from gce_backend.run_store import APPLIED_TAG, RunStore, brief_retries
+
+if TYPE_CHECKING:
+    from gce_backend.agent.paths import RunPaths
+    from gce_backend.storage import Storage
+
+REFUSED_TAG = "gce.journal.refused"
+
+_SEGMENTS_AT_ONCE = 8  # read, applied and then forgotten, so that memory stays bounded
+_REFUSALS_KEPT = 1000
+_REASONS_TAGGED = 3
+
+
+class JournalApplier:
+    """Applies one run's journal to one store; threads wait for each other.
+
+    Args:
+        storage: the bucket with the journal.
+        tracking_uri: an MLflow store, as MLflow resolved it: sqlite file, database or server.
+        run_id: the run, which exists in that store.
+
+    Every method raises TrackingError (transient where it is worth another try) when the store
+    does not answer, and StorageError when the bucket does not. Nothing is lost and nothing is
+    doubled by calling again.
+    """
+
+    def __init__(
+        self, storage: Storage, paths: RunPaths, *, tracking_uri: str, run_id: str
+    ) -> None:
+        self._storage = storage
+        self._paths = paths
+        self._lock = threading.RLock()
+        self._store = RunStore(tracking_uri, run_id)
+        self._ids = ProvisionalIds(self._store)
+        self._known_position = -1  # the position at which self._ids was up to date
+        # What the store did not accept, since this object was made; the run's tag counts on.
+        self.refused: list[Refusal] = []
+        self._pending: list[Refusal] = []  # found, and not yet on the tag
+
+    def apply_new(self) -> int:
+        """Apply what has come to the bucket since the last call, or anybody's last call.
+
+        Returns:
+            The number of records that are now in the store or set aside as refused.
+        """
+        with self._lock, brief_retries():
+            records = 0
+            while (number := self._apply_some()) is not None:
+                records += number
+            return records
+
+    def finish(self) -> int:
+        """Apply the rest and put everything provisional in its place: once the run has ended.
+
+        Files under provisional ids move inside the bucket to where the store has them, the
+        manifest with them, and models become READY only then. Call it after the results have
+        been verified, and before anybody relies on the models; calling it again is harmless.
+
+        Returns:
+            As `apply_new`.
+        """
+        with self._lock, brief_retries():
+            records = self.apply_new()
+            run = self._store.run()
+            self._ids.load()
+            moves = [*self._model_moves(run.info.experiment_id), *self._run_moves()]
+            relocate(self._storage, self._paths, moves, self._ids.translate)
+            self._finalize_models()
+            return records
+
+    def set_final_status(self, status: str, end_time_ms: int) -> None:
+        """Write how the run ended, overriding whatever the trainer said.
+
+        Args:
+            status: MLflow's name: FINISHED, FAILED or KILLED.
+            end_time_ms: when the trainer's process ended, unix milliseconds.
+        """
+        from mlflow.entities import RunStatus
+
+        with self._lock, brief_retries():
+            self._store.run()
+            value = RunStatus.from_string(status)
+            self._store.read(
+                lambda: self._store.store.update_run_info(
+                    self._store.run_id, value, end_time_ms, None
+                )
+            )
+
+    # ------------------------------------------------------------------ segments
+
+    def _apply_some(self) -> int | None:
+        """Apply the next few segments; None when there are none."""
+        position = self._store.position()
+        if position != self._known_position:  # the first call, a failed one, or another client
+            self._ids.load()
+        segments = self._storage.read_journal(self._paths, position, limit=_SEGMENTS_AT_ONCE)
+        if not segments:
+            self._known_position = position
+            return None
+        self._known_position = -1
+        self._pending = []
+        replay = Replay(self._store, self._ids, self._pending.append)
+        for _, records in segments:
+            for record in records:
+                replay.take(record)
+        replay.flush()
+        last = segments[-1][0]
+        self._advance(last)
+        self._known_position = last
+        return sum(len(records) for _, records in segments)
+
+    def _advance(self, number: int) -> None:
+        """Move the position and the account of refusals in one write, so that both are counted
+        once even if this process dies here."""
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(APPLIED_TAG, str(number))]
+        if self._pending:
+            before = self._store.run().data.tags.get(REFUSED_TAG)
+            tags.append(RunTag(REFUSED_TAG, _account(before, self._pending)))
+        self._store.read(
+            lambda: self._store.store.log_batch(
+                self._store.run_id, metrics=[], params=[], tags=tags
+            )
+        )
+        room = _REFUSALS_KEPT - len(self.refused)
+        self.refused += self._pending[:room]
+        self._pending = []
+
+    # ------------------------------------------------------------------ the end
+
+    def _model_moves(self, experiment_id: str) -> list[Move]:
+        root = self._location(experiment_id) if self._ids.models else ""
+        return [
+            Move(f"{root}/models/{provisional}/artifacts", model.artifact_location)
+            for provisional, model in self._ids.models.items()
+        ]
+
+    def _run_moves(self) -> list[Move]:
+        return [
+            Move(
+                f"{self._location(run.info.experiment_id)}/{provisional}/artifacts",
+                run.info.artifact_uri,
+            )
+            for provisional, run in self._ids.runs.items()
+        ]
+
+    def _location(self, experiment_id: str) -> str:
+        experiment = self._store.read(lambda: self._store.store.get_experiment(experiment_id))
+        location = str(experiment.artifact_location).rstrip("/")
+        if not location.startswith("gs://"):
+            raise TrackingError(
+                f"experiment {experiment.name!r} keeps its artifacts in {location}, so the files "
+                f"of run {self._store.run_id} cannot be moved to their models and child runs. "
+                "They stay in the bucket where they are"
+            )
+        return location
+
+    def _finalize_models(self) -> None:
+        from mlflow.entities import LoggedModelStatus
+
+        store = self._store.store
+        for model in self._ids.models.values():
+            status = model.tags.get(FINAL_STATUS_TAG)
+            if status is None:
+                continue  # the trainer died while it logged it: PENDING, as without us
+
+            def finalize(model_id: str = model.model_id, status: str = status) -> None:
+                store.finalize_logged_model(model_id, LoggedModelStatus(status))
+                store.delete_logged_model_tag(model_id, FINAL_STATUS_TAG)
+
+            self._store.read(finalize)
+
+
+def _account(before: str | None, new: list[Refusal]) -> str:
+    """The tag's JSON: how many were refused, and the first few with their reasons."""
+    account: dict[str, Any] = json.loads(before) if before else {"count": 0, "first": []}
+    account["count"] += sum(refusal.count for refusal in new)
+    for refusal in new[: max(0, _REASONS_TAGGED - len(account["first"]))]:
+        account["first"].append(
+            {"record": refusal.seq, "what": refusal.what, "reason": refusal.reason}
+        )
+    return json.dumps(account)
