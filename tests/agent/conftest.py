@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from .cloud import Bucket, ControlPlane, Gcs
+from .front import Front
 from .instance import TestInstance, build_zip
 
 
@@ -30,6 +31,13 @@ def module_bucket(gcs: Gcs) -> Bucket:
 @pytest.fixture
 def plane() -> Iterator[ControlPlane]:
     server = ControlPlane()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def front(gcs: Gcs) -> Iterator[Front]:
+    server = Front(gcs.url)
     yield server
     server.stop()
 

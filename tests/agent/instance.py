@@ -61,7 +61,8 @@ class TestInstance:
         self.stand_in("useradd", "echo 'not here' >&2; exit 1")
         self.stand_in("poweroff", f"touch {root}/powered_off")
         self.image_python(sys.executable)
-        self._spec: dict[str, Any] = {}
+        self.storage_url = bucket.url
+        self.variables: dict[str, str] = {}  # of the instance, beside what start() gives
 
     def stand_in(self, name: str, script: str) -> None:
         (self.bin / name).unlink(missing_ok=True)
@@ -96,7 +97,6 @@ class TestInstance:
             "require": [],
         }
         spec.update(changes)
-        self._spec = spec
         self.bucket.put(self.paths.spec, json.dumps(spec).encode())
         self.plane.set_attribute(SPEC_ATTRIBUTE, f"gs://{self.bucket.name}/{self.paths.spec}")
         return spec
@@ -139,8 +139,9 @@ class TestInstance:
         variables = {
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "STATE_DIRECTORY": str(self.root / "state"),
-            "STORAGE_EMULATOR_HOST": self.bucket.url,
+            "STORAGE_EMULATOR_HOST": self.storage_url,
             **self.plane.environment,
+            **self.variables,
         }
         log = (self.root / "console").open("ab")
         self.process = subprocess.Popen(
@@ -169,6 +170,16 @@ class TestInstance:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def reboot(self) -> None:
+        """Nothing of the instance's processes survives; the disk does."""
+        self.clean_up()
+        note = self.state / "trainer" / "intent"
+        note.write_text("the boot before this one")
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state" / "mlflow-gce"
 
     def cancel(self) -> None:
         self.plane.set_attribute(CANCEL_ATTRIBUTE, "1")
@@ -204,7 +215,7 @@ class TestInstance:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        note = self.root / "state" / "mlflow-gce" / "trainer" / "process"
+        note = self.state / "trainer" / "process"
         if note.exists() and not note.with_name("exit_code").exists():
             pid = int(note.read_text().splitlines()[1].split()[0])
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from .cloud import md5_of
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .cloud import md5_of, wait_for
 from .instance import TestInstance
+from .trainers import DEAF, OBEDIENT, UPLOADING
 
 
 def test_a_run_ends_verified_and_the_instance_deletes_itself(instance: TestInstance) -> None:
@@ -22,3 +32,174 @@ def test_a_run_ends_verified_and_the_instance_deletes_itself(instance: TestInsta
     manifest = instance.bucket.json(instance.paths.manifest)
     listed = {item["name"]: md5_of(item) for item in instance.bucket.items(instance.paths.log_dir)}
     assert listed == {item["name"]: item["md5"] for item in manifest["objects"]}
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12", "3.13"])
+def test_the_zip_runs_isolated_on_other_pythons(instance: TestInstance, version: str) -> None:
+    python = _python(version)
+    if python is None:
+        pytest.skip(f"no Python {version} here")
+    instance.submit("python train.py")
+    instance.start(python)
+
+    status = instance.wait()
+
+    assert (status["end_reason"], status["verified"]) == ("succeeded", True)
+
+
+def test_the_agent_imports_nothing_but_the_standard_library(agent_zip: Path) -> None:
+    code = (
+        f"import sys; sys.path[:0] = [{str(agent_zip)!r}]; import agent.main; "
+        "print(*sorted({n.partition('.')[0] for n in sys.modules} - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+
+    assert (done.stdout.split(), done.stderr) == (["__main__", "agent"], "") or (
+        done.stdout.split(),
+        done.stderr,
+    ) == (["agent"], "")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("exit 3", 3), ("kill -SEGV $$", 139), ("kill -9 $$", 137), ("nope", 127)]
+)
+def test_a_bad_end_keeps_its_exit_code_and_the_instance_still_goes(
+    instance: TestInstance, command: str, code: int
+) -> None:
+    status = instance.run(command)
+
+    assert (status["end_reason"], status["exit_code"]) == ("exited_nonzero", code)
+    assert status["verified"] and instance.plane.deleted
+
+
+def test_a_failed_run_leaves_what_its_directory_gained(instance: TestInstance) -> None:
+    instance.run(
+        "mkdir -p out __pycache__; echo 1 > out/checkpoint; echo 2 > __pycache__/x.pyc; "
+        "echo changed > notes.txt; exit 1",
+        {"train.py": "", "notes.txt": "as shipped\n"},
+    )
+
+    root = f"{instance.artifacts}/workdir"
+    assert instance.bucket.names(root) == [f"{root}/notes.txt", f"{root}/out/checkpoint"]
+    assert instance.bucket.get(f"{root}/notes.txt") == b"changed\n"
+
+
+def test_the_command_gets_its_variables_and_its_directory(instance: TestInstance) -> None:
+    instance.run(
+        'echo "[$MLFLOW_RUN_ID $MLFLOW_EXPERIMENT_ID $NOTE $(basename $PWD)]"; '
+        'echo "[$MLFLOW_TRACKING_URI]"; printf "\\377\\000 as it is"',
+        {"project/train.py": ""},
+        workdir="project",
+        env={"NOTE": 'it\'s "so" $HOME\n'},
+    )
+
+    raw = instance.bucket.joined(instance.paths.log_dir)
+    assert b'[0123456789abcdef0123456789abcdef 7 it\'s "so" $HOME\n project]' in raw
+    assert b"[http://127.0.0.1:" in raw
+    assert b"\xff\x00 as it is\n[mlflow-gce] the trainer ended" in raw
+
+
+def test_cancelling_lets_the_trainer_save_and_collects_it(instance: TestInstance) -> None:
+    instance.submit("python train.py", {"train.py": OBEDIENT})
+    instance.start()
+    wait_for(lambda: "ready" in instance.log, "the trainer is ready")
+
+    instance.cancel()
+    status = instance.wait()
+
+    assert (status["end_reason"], status["exit_code"]) == ("cancelled", 0)
+    assert instance.bucket.get(f"{instance.artifacts}/workdir/saved.txt") == b"saved"
+    assert status["verified"] and instance.plane.deleted
+
+
+def test_a_cancel_object_in_the_bucket_is_the_second_way(instance: TestInstance) -> None:
+    instance.submit("sleep 60")
+    instance.bucket.put(instance.paths.cancel, b"")
+    instance.start()
+
+    assert instance.wait()["end_reason"] == "cancelled"
+
+
+def test_a_trainer_that_does_not_hear_is_killed_with_all_its_children(
+    instance: TestInstance,
+) -> None:
+    instance.submit("exec python train.py", {"train.py": DEAF}, grace_seconds=0.5)
+    instance.start()
+    wait_for(lambda: "ready" in instance.log, "the trainer is ready")
+    child = int(instance.log.partition("ready ")[2].split()[0])
+
+    instance.cancel()
+    status = instance.wait()
+
+    assert (status["end_reason"], status["exit_code"]) == ("cancelled", 137)
+    wait_for(lambda: not _runs(child), "the trainer's child is gone")
+
+
+def test_the_deadline_ends_the_trainer_in_time_to_save(instance: TestInstance) -> None:
+    deadline = time.time() + 6
+    instance.submit("python train.py", {"train.py": OBEDIENT}, deadline=deadline, grace_seconds=2)
+    instance.start()
+
+    status = instance.wait()
+
+    assert status["end_reason"] == "deadline"
+    assert status["ended_at"] < deadline
+    assert instance.bucket.get(f"{instance.artifacts}/workdir/saved.txt") == b"saved"
+
+
+def test_a_missing_required_artifact_keeps_the_instance(instance: TestInstance) -> None:
+    deadline = time.time() + 6
+    instance.submit(
+        "python train.py model.pt=10; echo $ARTIFACTS",
+        {"train.py": UPLOADING},
+        env={"ARTIFACTS": f"{instance.bucket.name}/{instance.artifacts}"},
+        require=["model.pt", "metrics.json"],
+        deadline=deadline,
+        grace_seconds=1,
+    )
+    instance.start()
+    status = wait_for(lambda: instance.status, "status.json is there before the deadline")
+    written = time.time()
+    instance.wait()
+
+    assert written < deadline < time.time()
+    assert status["end_reason"] == "succeeded" and not status["verified"]
+    assert status["missing"] == ["required artifact 'metrics.json' was not logged"]
+    assert not instance.plane.deleted
+
+
+def test_an_instance_that_may_not_delete_itself_powers_off(instance: TestInstance) -> None:
+    instance.plane.may_delete = False
+    status = instance.run("true")
+
+    assert status["verified"] and not status["may_delete"]
+    assert (instance.root / "powered_off").exists()
+    assert "may not delete itself" in instance.log
+
+
+def test_a_damaged_bundle_is_refused_and_told(instance: TestInstance) -> None:
+    spec = instance.submit("true")
+    instance.bucket.put(spec["bundle"]["object"], b"not what was promised")
+    instance.start()
+
+    status = instance.wait()
+
+    assert status["end_reason"] == "agent_failed" and status["exit_code"] is None
+    assert spec["bundle"]["sha256"] in status["message"]
+    assert status["verified"] and instance.plane.deleted
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def _python(version: str) -> str | None:
+    if found := shutil.which(f"python{version}"):
+        done = subprocess.run([found, "-c", ""], capture_output=True)
+        if done.returncode == 0:
+            return found
+    known = sorted(Path(os.path.expanduser("~/.pyenv/versions")).glob(f"{version}.*/bin/python3"))
+    return str(known[-1]) if known else None

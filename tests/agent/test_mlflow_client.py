@@ -1,4 +1,4 @@
-"""The relay against the real MLflow client, in a trainer on an instance, with no server anywhere."""
+"""The relay against the real MLflow client, in a trainer on an instance, and no server at all."""
 
 from __future__ import annotations
 

@@ -1,0 +1,73 @@
+"""A door before the bucket that can be shut: an HTTP proxy whose answers a test decides."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import urllib.parse
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Front:
+    """``refuse(method, path)`` gives the status to answer with, or None to pass the request on.
+
+    ``lose_reply(method, path)`` passes the request on and breaks the connection off.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self.refuse: Callable[[str, str], int | None] = lambda method, path: None
+        self.lose_reply: Callable[[str, str], bool] = lambda method, path: False
+        self.requests: list[tuple[str, str]] = []
+        front, host = self, urllib.parse.urlsplit(upstream).netloc
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _pass(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length)
+                front.requests.append((self.command, self.path))
+                if status := front.refuse(self.command, self.path):
+                    self._answer(status, b'{"error": {"message": "refused by the test"}}', {})
+                    return
+                connection = http.client.HTTPConnection(host, timeout=60)
+                connection.request(self.command, self.path, body, dict(self.headers))
+                reply = connection.getresponse()
+                data, headers = reply.read(), dict(reply.headers)
+                connection.close()
+                if front.lose_reply(self.command, self.path):
+                    self.close_connection = True
+                    return
+                self._answer(reply.status, data, headers)
+
+            def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_PUT = do_DELETE = _pass
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A client that was killed is no news."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
