@@ -45,7 +45,7 @@ class GceSubmittedRun(SubmittedRun):  # type: ignore[misc]
         Raises:
             ResultsUnverified, CleanupError, TrackingError: see ``Runner.follow``.
         """
-        return self._runner().follow(Interrupts(active=False)).exit_code == 0
+        return bool(self._runner().follow(Interrupts(active=False)).exit_code == 0)
 
     def get_status(self) -> Any:
         """The run's ``RunStatus`` in the tracking store, brought up to date from the bucket."""
