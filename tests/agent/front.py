@@ -20,6 +20,7 @@ class Front:
         self.refuse: Callable[[str, str], int | None] = lambda method, path: None
         self.lose_reply: Callable[[str, str], bool] = lambda method, path: False
         self.requests: list[tuple[str, str]] = []
+        self.received_to: dict[str, str] = {}  # last byte of each resumable upload
         front, host = self, urllib.parse.urlsplit(upstream).netloc
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,11 +33,17 @@ class Front:
                 if status := front.refuse(self.command, self.path):
                     self._answer(status, b'{"error": {"message": "refused by the test"}}', {})
                     return
+                span = self.headers.get("Content-Range", "")
+                if span.startswith("bytes */"):
+                    self._answer(308, b"", front.received(self.path))
+                    return
                 connection = http.client.HTTPConnection(host, timeout=60)
                 connection.request(self.command, self.path, body, dict(self.headers))
                 reply = connection.getresponse()
                 data, headers = reply.read(), dict(reply.headers)
                 connection.close()
+                if span:
+                    front.received_to[self.path] = span.partition("/")[0].rpartition("-")[2]
                 if front.lose_reply(self.command, self.path):
                     self.close_connection = True
                     return
@@ -67,6 +74,12 @@ class Front:
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         ).start()
+
+    def received(self, path: str) -> dict[str, str]:
+        """How far a resumable upload has come. fake-gcs-server takes the question for the end of
+        the upload, and stores what it has."""
+        last = self.received_to.get(path)
+        return {"Range": f"bytes=0-{last}"} if last else {}
 
     def stop(self) -> None:
         self._server.shutdown()

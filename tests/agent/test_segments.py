@@ -1,0 +1,124 @@
+"""Growing files as immutable pieces, over restarts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from gce_backend.agent.errors import CloudError
+from gce_backend.agent.metadata import MetadataServer
+from gce_backend.agent.segments import MAX_PIECE_BYTES, Segments
+from gce_backend.agent.storage import Storage
+
+from .cloud import Bucket, ControlPlane
+from .front import Front
+
+
+class Sender:
+    def __init__(self, storage: Storage, bucket: Bucket, file: Path) -> None:
+        self.storage, self.bucket, self.file = storage, bucket, file
+
+    def start(self, first: int = 1, whole_lines: bool = False) -> Segments:
+        return Segments(
+            self.storage,
+            self.bucket.name,
+            self.file,
+            lambda number: f"log/{number:06d}",
+            first=lambda: first,
+            whole_lines=whole_lines,
+        )
+
+    def write(self, data: bytes) -> None:
+        with self.file.open("ab") as file:
+            file.write(data)
+
+
+@pytest.fixture
+def sender(tmp_path: Path, plane: ControlPlane, front: Front, bucket: Bucket) -> Sender:
+    return Sender(Storage(MetadataServer(plane.address), front.url), bucket, tmp_path / "log")
+
+
+def soon() -> float:
+    return time.time() + 10
+
+
+def test_pieces_joined_are_the_file(sender: Sender) -> None:
+    segments = sender.start()
+    for part in (b"one\n", b"two", b" three\n"):
+        sender.write(part)
+        segments.send_new(soon())
+    segments.send_new(soon())
+
+    assert sender.bucket.names("log/") == ["log/000001", "log/000002", "log/000003"]
+    assert sender.bucket.joined("log/") == b"one\ntwo three\n"
+    assert segments.count == 3 and segments.pending_bytes == 0
+
+
+def test_pieces_are_bounded(sender: Sender) -> None:
+    sender.write(b"x" * (2 * MAX_PIECE_BYTES + 5))
+    segments = sender.start()
+    segments.send_new(soon())
+
+    assert [item.size for item in segments.stored] == [MAX_PIECE_BYTES, MAX_PIECE_BYTES, 5]
+
+
+def test_whole_lines_are_never_cut(sender: Sender) -> None:
+    long_line = b"y" * (MAX_PIECE_BYTES + 10) + b"\n"
+    sender.write(b"short\n" + long_line + b"next\nhalf")
+    segments = sender.start(whole_lines=True)
+    segments.send_new(soon())
+
+    pieces = [sender.bucket.get(name) for name in sender.bucket.names("log/")]
+    assert pieces == [b"short\n", long_line, b"next\n"]
+    assert segments.pending_bytes == 4
+
+
+def test_a_restart_sends_nothing_twice_and_continues(sender: Sender, front: Front) -> None:
+    sender.write(b"one\n")
+    sender.start(first=5).send_new(soon())
+    sender.write(b"two\n")
+    uploads = len([path for method, path in front.requests if method == "POST"])
+    again = sender.start(first=99)
+    again.send_new(soon())
+
+    assert sender.bucket.names("log/") == ["log/000005", "log/000006"]
+    assert len([path for method, path in front.requests if method == "POST"]) == uploads + 1
+    assert [item.size for item in again.stored] == [4, 4] and again.count == 6
+
+
+def test_a_piece_begun_before_a_crash_is_sent_with_the_same_bytes(
+    sender: Sender, front: Front
+) -> None:
+    sender.write(b"one\n")
+    front.refuse = lambda method, path: 503 if method == "POST" else None
+    with pytest.raises(CloudError):
+        sender.start().send_new(time.time())
+    front.refuse = lambda method, path: None
+    sender.write(b"two\n")
+    sender.start().send_new(soon())
+
+    assert sender.bucket.get("log/000001") == b"one\n"
+    assert sender.bucket.get("log/000002") == b"two\n"
+
+
+def test_a_lost_reply_counts_as_sent(sender: Sender, front: Front) -> None:
+    sender.write(b"one\n")
+    replies = iter([True])
+    front.lose_reply = lambda method, path: method == "POST" and next(replies, False)
+    segments = sender.start()
+    segments.send_new(soon())
+
+    assert segments.count == 1
+    assert segments.stored[0].crc32c and segments.stored[0].generation
+
+
+def test_a_name_taken_by_other_bytes_is_an_error_and_stays(sender: Sender) -> None:
+    sender.bucket.put("log/000001", b"somebody else's")
+    sender.write(b"one\n")
+
+    with pytest.raises(CloudError, match="holds other bytes"):
+        sender.start().send_new(time.time() + 1)
+
+    assert sender.bucket.get("log/000001") == b"somebody else's"
