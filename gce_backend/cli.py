@@ -49,13 +49,17 @@ def attach(run: str, tracking_uri: str | None) -> None:
 @main.command()
 @_RUN
 @_TRACKING_URI
-def stop(run: str, tracking_uri: str | None) -> None:
+@click.option("--now", is_flag=True, help="Delete the instance at once; unsaved results are lost.")
+def stop(run: str, tracking_uri: str | None, now: bool) -> None:
     """End RUN: save its results, mark it KILLED, delete its instance.
 
     The exit code is 0 once a GET said 404 for the instance.
     """
     from gce_backend.lifecycle import EndReason
 
+    if now:
+        _guarded(lambda: _runner(run, tracking_uri).delete_now())
+        return
     _followed(
         run,
         tracking_uri,

@@ -114,6 +114,15 @@ class Runner:
         request_cancel(self.submission, self._storage, self._compute)
         return self.follow(interrupts)
 
+    def delete_now(self) -> None:
+        """Delete the instance without waiting for anything, and write down how the run ended.
+
+        What had not reached the bucket is lost.
+        """
+        self._delete()
+        status = self._storage.read_json(self.submission.paths.status)
+        self._write_end(EndReason(status["end_reason"]) if status else EndReason.CANCELLED, status)
+
     def _settle(self, end: End) -> Result:
         """Results proven, instance deleted, 404 seen, run terminated; in that order."""
         self._life.end(end.reason)

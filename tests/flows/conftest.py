@@ -1,0 +1,230 @@
+"""One emulator for all stories, and the command line as a user has it.
+
+Every story ends with the same check: no instance, and no process of one, is left.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from gce_backend.emulator import Emulator
+
+PROJECTS = Path(__file__).parent.parent / "projects"
+CHECKOUT = Path(__file__).parent.parent.parent
+MLFLOW = [sys.executable, "-m", "mlflow"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("flow")
+
+
+@pytest.fixture(scope="session")
+def _emulator() -> Iterator[Emulator]:
+    with Emulator(boot_seconds=0.1) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(_emulator: Emulator) -> Iterator[Emulator]:
+    """The emulator, without instances and faults before and after."""
+    _emulator.clear_faults()
+    yield _emulator
+    _emulator.clear_faults()
+    left = [instance["name"] for instance in _emulator.instances()]
+    for name in left:
+        _emulator.power_off(name)
+    assert left == [], "an instance outlived its story"
+
+
+@dataclass
+class Cloud:
+    """A bucket, a store and a command line of a story's own, on the shared emulator."""
+
+    emulator: Emulator
+    bucket: str
+    directory: Path
+    environ: dict[str, str]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.environ["MLFLOW_TRACKING_URI"]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.tracking_uri)
+
+    def start(self, *words: str, **environ: str) -> subprocess.Popen[str]:
+        """Start a command in the story's directory, its output in ``output``."""
+        process = subprocess.Popen(
+            list(words),
+            cwd=self.directory,
+            env={**self.environ, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def run(self, *words: str, seconds: float = 120, **environ: str) -> tuple[int, str]:
+        """Run a command to its end: (exit code, everything it printed)."""
+        process = self.start(*words, **environ)
+        output, _ = process.communicate(timeout=seconds)
+        return process.returncode, output
+
+    def mlflow_run(self, project: str | Path, *words: str, **arguments: Any) -> tuple[int, str]:
+        return self.run(*MLFLOW, "run", str(project), "--backend", "gce", *words, **arguments)
+
+    def mlflow_gce(self, *words: str, **arguments: Any) -> tuple[int, str]:
+        return self.run(str(Path(sys.executable).with_name("mlflow-gce")), *words, **arguments)
+
+    def start_run(self, project: str | Path, *words: str) -> Lines:
+        command = [*MLFLOW, "run", str(project), "--backend", "gce", *words]
+        return Lines(self.start(*command))
+
+    def only_run(self) -> Any:
+        """The one run of this backend that the story's store holds."""
+        client = self.client
+        experiments = [e.experiment_id for e in client.search_experiments()]
+        (run,) = client.search_runs(experiments)
+        return run
+
+    def objects(self, prefix: str = "") -> list[str]:
+        """Names of the bucket's objects."""
+        from gce_backend.storage import Storage
+
+        with environment(self.environ):
+            return [info.name for info in Storage(self.bucket, project="p").list(prefix)]
+
+    def read(self, name: str) -> bytes:
+        from gce_backend.storage import Storage
+
+        with environment(self.environ):
+            data = Storage(self.bucket, project="p").read(name)
+        assert data is not None, f"no object {name}"
+        return data
+
+    def inserts(self) -> list[Any]:
+        """The calls that created an instance for this story's runs."""
+        return [
+            call
+            for call in self.emulator.calls
+            if call.service == "compute"
+            and call.method == "POST"
+            and call.path.endswith("/instances")
+            and self.bucket in str(call.body)
+        ]
+
+
+class Lines:
+    """A running command whose output is read line by line, with a deadline for each wait."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def text(self) -> str:
+        with self._changed:
+            return "".join(self._lines)
+
+    def wait_for(self, words: str, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        with self._changed:
+            while not any(words in line for line in self._lines):
+                left = end - time.monotonic()
+                ended = not self._reader.is_alive() or self.process.poll() is not None
+                if left <= 0 or (ended and not self._reader.is_alive()):
+                    raise AssertionError(f"no {words!r} in:\n{''.join(self._lines)}")
+                self._changed.wait(min(left, 0.2))
+
+    def send(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def end(self, seconds: float = 60) -> int:
+        code = self.process.wait(timeout=seconds)
+        self._reader.join(timeout=10)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self._lines.append(line)
+                self._changed.notify_all()
+
+
+class environment:
+    """``os.environ`` with more in it, for the length of a block."""
+
+    def __init__(self, more: dict[str, str]) -> None:
+        self._more = more
+
+    def __enter__(self) -> None:
+        self._before = dict(os.environ)
+        os.environ.update(self._more)
+
+    def __exit__(self, *_: object) -> None:
+        os.environ.clear()
+        os.environ.update(self._before)
+
+
+@pytest.fixture(scope="session")
+def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialized sqlite store; making its tables takes seconds, copying it does not."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").get_experiment("0")
+    return file
+
+
+@pytest.fixture
+def cloud(emulator: Emulator, _empty_store: Path, tmp_path: Path) -> Iterator[Cloud]:
+    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+    emulator.create_bucket(bucket)
+    directory = tmp_path / "home"
+    directory.mkdir()
+    shutil.copy(_empty_store, directory / "mlflow.db")
+    environ = {
+        **os.environ,
+        **emulator.env,
+        "MLFLOW_GCE_BUCKET": bucket,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{directory / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    story = Cloud(emulator, bucket, directory, environ)
+    yield story
+    for process in story.processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until(check: Callable[[], Any], seconds: float = 60, what: str = "it") -> Any:
+    """``check()`` as soon as it is true; fails after ``seconds``."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := check():
+            return result
+        time.sleep(0.1)
+    raise AssertionError(f"{what} did not come true within {seconds} s")

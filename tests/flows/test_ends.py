@@ -1,0 +1,152 @@
+"""How runs end: failing, cancelled, left alone, with their client killed. Nothing stays behind."""
+
+import signal
+
+import pytest
+from conftest import CHECKOUT, PROJECTS, wait_until
+
+PLAIN = PROJECTS / "plain"
+LONG = ["-P", "steps=200", "-P", "pause=0.2"]
+
+
+def artifact(cloud, run, name):
+    return cloud.read(f"{run.info.artifact_uri.split('/', 3)[3]}/{name}")
+
+
+def log_of(cloud, run):
+    names = cloud.objects(f"mlflow-gce/runs/{run.info.run_id}/log/")
+    return b"".join(cloud.read(name) for name in names).decode()
+
+
+def test_a_trainer_that_raises(cloud):
+    code, output = cloud.mlflow_run(PLAIN, "-P", "exit_code=3")
+
+    assert code == 1, output
+    assert "RuntimeError: this trainer was told to fail" in output.partition("exited nonzero")[2]
+    run = cloud.only_run()
+    assert run.info.status == "FAILED"
+    assert run.data.tags["gce.end_reason"] == "exited_nonzero"
+    assert "this trainer was told to fail" in log_of(cloud, run)
+    assert artifact(cloud, run, "checkpoint.txt") == b"3"
+    assert cloud.emulator.instances() == []
+
+
+def test_the_exit_code_is_the_trainers(cloud, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "exit.py").write_text("raise SystemExit(37)\n")
+
+    code, output = cloud.mlflow_run(project, "-e", "exit.py")
+
+    assert code == 37, output
+    assert cloud.only_run().info.status == "FAILED"
+
+
+def test_ctrl_c_cancels_saves_and_deletes(cloud):
+    following = cloud.start_run(PLAIN, *LONG)
+    following.wait_for("step 2 of")
+
+    following.send(signal.SIGINT)
+
+    assert following.end() == 130, following.text
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.end_reason"]) == ("KILLED", "cancelled")
+    assert int(artifact(cloud, run, "checkpoint.txt")) >= 2
+    assert "GET says 404" in following.text
+    assert "Traceback" not in following.text
+    assert cloud.emulator.instances() == []
+
+
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGHUP"], ["SIGINT", "SIGINT"]])
+def test_a_detached_run_goes_on_and_can_be_stopped(cloud, signals):
+    following = cloud.start_run(PLAIN, *LONG)
+    following.wait_for("step 2 of")
+
+    if signals == ["SIGINT", "SIGINT"]:
+        following.send(signal.SIGINT)
+        following.send(signal.SIGINT)
+        expected = 130
+    else:
+        following.send(getattr(signal, signals[0]))
+        expected = 128 + getattr(signal, signals[0])
+
+    assert following.end() == expected, following.text
+    run = cloud.only_run()
+    assert f"mlflow-gce attach {run.info.run_id}" in following.text
+    code, output = cloud.mlflow_gce("stop", run.info.run_id)
+    assert code == 0, output
+    assert cloud.only_run().info.status == "KILLED"
+
+
+def test_a_killed_client_changes_nothing_but_who_watches(cloud):
+    following = cloud.start_run(PLAIN, "-P", "steps=20", "-P", "pause=0.2")
+    following.wait_for("step 2 of")
+    following.send(signal.SIGKILL)
+    following.end()
+
+    wait_until(lambda: cloud.emulator.instances() == [], what="the instance's own deletion")
+
+    assert cloud.only_run().info.status in ("RUNNING", "SCHEDULED")
+    run_id = cloud.only_run().info.run_id
+    code, output = cloud.mlflow_gce("attach", run_id[:8])
+    assert code == 0, output
+    assert "step 20 of 20" in output
+    run = cloud.only_run()
+    assert run.info.status == "FINISHED"
+    history = cloud.client.get_metric_history(run_id, "loss")
+    assert [m.step for m in history] == list(range(1, 21))
+
+
+def test_detached_by_configuration_then_attached(cloud):
+    code, output = cloud.mlflow_run(PLAIN, "-P", "gce.follow=false")
+
+    assert code == 0, output
+    run_id = cloud.only_run().info.run_id
+    assert f"mlflow-gce attach {run_id}" in output
+    code, output = cloud.mlflow_gce("attach", run_id)
+    assert code == 0, output
+    assert cloud.only_run().info.status == "FINISHED"
+
+
+def test_results_that_are_missing_keep_the_instance_and_say_so(cloud):
+    config = '{"gce.results.require": ["result.txt", "no-such-file.bin"]}'
+
+    code, output = cloud.mlflow_run(PLAIN, "--backend-config", config)
+
+    assert code == 1, output
+    run = cloud.only_run()
+    assert run.info.status == "FAILED"
+    assert run.data.tags["gce.end_reason"] == "results_unverified"
+    assert "no-such-file.bin" in output
+    assert "still bills" in output
+    assert "gcloud compute scp" in output
+    (instance,) = cloud.emulator.instances()
+    assert instance["status"] == "RUNNING"
+    code, output = cloud.mlflow_gce("stop", "--now", run.info.run_id)
+    assert code == 0, output
+    assert cloud.emulator.instances() == []
+
+
+def test_a_failing_delete_is_an_error_that_names_the_instance(cloud):
+    from gce_backend.emulator import Fault
+
+    cloud.emulator.inject(Fault("delete", "instances", kind="permission_denied"))
+
+    code, output = cloud.mlflow_run(PLAIN)
+
+    assert code == 1, output
+    assert "may still be billing" in output
+    assert "gcloud compute instances delete mlflow-" in output
+    cloud.emulator.clear_faults()
+    code, output = cloud.mlflow_gce("stop", "--now", cloud.only_run().info.run_id)
+    assert code == 0, output
+
+
+def test_this_projects_own_trainer_fails_readably_on_a_value_only_it_knows(cloud):
+    code, output = cloud.mlflow_run(
+        CHECKOUT, "-P", "overrides=data=digits trainer=debug trainer.device=abacus"
+    )
+
+    assert code == 1, output
+    assert "abacus" in output
+    assert cloud.only_run().info.status == "FAILED"

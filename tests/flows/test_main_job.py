@@ -1,0 +1,95 @@
+"""The main job, as the README has it: MNIST with the default configuration, start to end."""
+
+import json
+import sys
+
+import pytest
+from conftest import CHECKOUT
+
+# Loads the logged model by its models:/ URI, as anybody would, and scores it on the test images.
+SCORE = """
+import sys
+import mlflow, torch
+sys.path.insert(0, sys.argv[2])
+import mnist
+model = mlflow.pytorch.load_model(sys.argv[1])
+_, _, images, labels = mnist.load("mnist", sys.argv[3])
+with torch.inference_mode():
+    found = torch.cat([model(part.float() / 255).argmax(1) for part in images.split(1000)])
+print("scored", 100 * (found == labels).double().mean().item())
+"""
+
+
+def test_the_main_job(cloud):
+    """Five epochs reach 99 %, the results are in the store and the bucket, the instance is gone."""
+    code, output = cloud.mlflow_run(CHECKOUT, "-P", "epochs=5", seconds=280)
+
+    assert code == 0, output
+    assert "Traceback" not in output
+    assert "Warning" not in output
+    run = cloud.only_run()
+    run_id = run.info.run_id
+    assert run.info.status == "FINISHED"
+
+    # Metrics, one a step from 1 on, and the parameters of machine and training.
+    accuracy = cloud.client.get_metric_history(run_id, "test_accuracy")
+    assert [m.step for m in accuracy] == [1, 2, 3, 4, 5]
+    assert accuracy[-1].value >= 99.0
+    assert run.data.params["machine"] == "n1-standard-2"
+    assert run.data.params["trainer.epochs"] == "5"
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name
+
+    # The lab's files, in the bucket, in the lab's format.
+    root = run.info.artifact_uri.split("/", 3)[3]
+    metrics = json.loads(cloud.read(f"{root}/metrics.json"))
+    assert metrics["epoch"] == [1, 2, 3, 4, 5]
+    assert metrics["test_accuracy"] == pytest.approx([m.value for m in accuracy])
+    names = {name.removeprefix(f"{root}/") for name in cloud.objects(root)}
+    assert {"metrics.json", "model.pt", "config.yaml", "training_curves.png"} <= names
+
+    assert_recorded_in_order(cloud, run_id)
+    assert_model_scores(cloud, run, accuracy[-1].value)
+    for words in ("verified", "GET says 404", "instances left  0", "epoch 5/5", "$"):
+        assert words in output
+
+
+def assert_recorded_in_order(cloud, run_id):
+    """The emulator's own record: a deadline in the insert; proof before the delete; 404 after."""
+    calls = cloud.emulator.calls
+    (insert,) = cloud.inserts()
+    assert insert.body["scheduling"]["instanceTerminationAction"] == "DELETE"
+    assert int(insert.body["scheduling"]["maxRunDuration"]["seconds"]) > 0
+    name = insert.body["name"]
+
+    def position(match):
+        return next(number for number, call in enumerate(calls) if match(call))
+
+    def wrote(file):
+        return lambda call: (
+            call.service == "storage"
+            and call.method in ("POST", "PUT")
+            and call.status == 200
+            and f"{run_id}/{file}" in f"{call.path} {call.query} {call.body}".replace("%2F", "/")
+        )
+
+    manifest, status = position(wrote("manifest.json")), position(wrote("status.json"))
+    delete = position(lambda call: call.method == "DELETE" and name in call.path)
+    confirmed = position(
+        lambda call: call.method == "GET" and call.path.endswith(name) and call.status == 404
+    )
+    assert manifest < status < delete < confirmed
+
+
+def assert_model_scores(cloud, run, accuracy):
+    """The logged model, loaded from the gs:// store, scores what the last epoch scored."""
+    (output,) = run.outputs.model_outputs
+    model = cloud.client.get_logged_model(output.model_id)
+    assert model.artifact_location.startswith(f"gs://{cloud.bucket}/")
+    data = cloud.directory / "data"
+    code, output = cloud.run(
+        sys.executable, "-c", SCORE, f"models:/{output.model_id}", str(CHECKOUT), str(data)
+    )
+    assert code == 0, output
+    scored = float(output.rpartition("scored")[2])
+    assert scored == pytest.approx(accuracy, abs=1e-6)

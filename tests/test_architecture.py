@@ -1,0 +1,99 @@
+"""Which part may import which: the rules of ARCHITECTURE.md, read from the sources."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+PACKAGE = CHECKOUT / "gce_backend"
+
+#: From the top down: a module may import from its own layer's right side and from layers below.
+LAYERS = [
+    {"cli"},
+    {"backend"},
+    {"runner"},
+    {"follow", "submit"},
+    {"livesync", "shipment"},
+    {"submission", "sync"},
+    {"tracking", "compute", "instance", "replay", "relocation"},
+    {"storage", "bundle", "project", "environment", "config", "provisional"},
+    {"compose", "compute_errors", "storage_errors", "project_files", "run_store", "batch"},
+    {"interrupts", "console"},
+    {"errors", "lifecycle", "polling", "prices"},
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def imports_of(file):
+    """(module, names) for every import statement, those inside functions too.
+
+    Not those for type checkers alone: they run nowhere.
+    """
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), tuple(a.name for a in node.names)
+
+
+def ours(file):
+    """The modules of this package that a file imports, without the package's name."""
+    for module, names in imports_of(file):
+        if module == "gce_backend":
+            yield from names
+        elif module.startswith("gce_backend."):
+            yield module.removeprefix("gce_backend.")
+
+
+CLIENT = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("file", CLIENT, ids=lambda path: path.stem)
+def test_imports_go_downwards_only(file):
+    for module in ours(file):
+        top = module.partition(".")[0]
+        if top == "agent":
+            assert module == "agent.paths", "of the agent, the client knows the names alone"
+        elif top == "emulator":
+            assert file.stem == "cli", "nothing but the command line knows the emulator"
+        else:
+            assert LAYER[file.stem] < LAYER[top], f"{file.stem} imports {top}"
+
+
+@pytest.mark.parametrize(
+    "file", sorted((PACKAGE / "agent").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_the_agent_imports_the_standard_library_alone(file):
+    for module, _ in imports_of(file):
+        assert module.startswith(".") or module.partition(".")[0] in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    "file", sorted((PACKAGE / "emulator").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_the_emulator_imports_nothing_else_of_ours(file):
+    assert [m for m in ours(file) if m.partition(".")[0] != "emulator"] == []
+
+
+@pytest.mark.parametrize("name", ["train.py", "mnist.py"])
+def test_the_trainer_knows_nothing_of_this_package(name):
+    assert list(ours(CHECKOUT / name)) == []
+
+
+def test_hydra_plugins_and_clients_import_nothing_heavy_at_the_top():
+    """`mlflow-gce --help` must be quick: no cloud library, no MLflow, no Hydra at import."""
+    heavy = {"google", "mlflow", "hydra", "torch", "paramiko", "aiohttp", "asyncssh"}
+    tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
+    top = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) or ""
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+
+    assert {name.partition(".")[0] for name in top} & heavy == set()
