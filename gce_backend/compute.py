@@ -257,7 +257,7 @@ def _plain(message: Any) -> Resource:
     text = type(message).to_json(
         message,
         use_integers_for_enums=False,
-        including_default_value_fields=False,
+        always_print_fields_with_no_presence=False,
         preserving_proto_field_name=False,
     )
     resource: Resource = json.loads(text)

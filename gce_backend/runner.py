@@ -20,9 +20,9 @@ from gce_backend.interrupts import Interrupts
 from gce_backend.lifecycle import OUTCOME, EndReason, Lifecycle, Phase
 from gce_backend.livesync import LiveSync, finish_sync
 from gce_backend.prices import Price
+from gce_backend.request import delete
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
-from gce_backend.submit import delete
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Tracking
 

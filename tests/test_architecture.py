@@ -15,7 +15,7 @@ LAYERS = [
     {"backend"},
     {"runner"},
     {"follow", "submit"},
-    {"livesync", "shipment"},
+    {"livesync", "shipment", "request"},
     {"submission", "sync"},
     {"tracking", "compute", "instance", "replay", "relocation"},
     {"storage", "bundle", "project", "environment", "config", "provisional"},
