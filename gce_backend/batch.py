@@ -19,7 +19,7 @@ Body: TypeAlias = dict[str, Any]
 class Item:
     kind: Literal["metric", "param", "tag"]
     entity: Metric | Param | RunTag
-    seq: int | None
+    seq: int
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Batch:
         return True
 
 
-def _from_batch(body: Body, seq: int | None) -> list[Item]:
+def _from_batch(body: Body, seq: int) -> list[Item]:
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.protos.service_pb2 import LogBatch
 
@@ -63,7 +63,7 @@ def _from_batch(body: Body, seq: int | None) -> list[Item]:
     ]
 
 
-def _from_metric(body: Body, seq: int | None) -> list[Item]:
+def _from_metric(body: Body, seq: int) -> list[Item]:
     from mlflow.entities import Metric
     from mlflow.protos.service_pb2 import LogMetric
 
@@ -81,19 +81,19 @@ def _from_metric(body: Body, seq: int | None) -> list[Item]:
     return [Item("metric", metric, seq)]
 
 
-def _from_param(body: Body, seq: int | None) -> list[Item]:
+def _from_param(body: Body, seq: int) -> list[Item]:
     from mlflow.entities import Param
 
     return [Item("param", Param(body["key"], body.get("value", "")), seq)]
 
 
-def _from_tag(body: Body, seq: int | None) -> list[Item]:
+def _from_tag(body: Body, seq: int) -> list[Item]:
     from mlflow.entities import RunTag
 
     return [Item("tag", RunTag(body["key"], body.get("value", "")), seq)]
 
 
-COLLECTED: dict[str, Callable[[Body, int | None], list[Item]]] = {
+COLLECTED: dict[str, Callable[[Body, int], list[Item]]] = {
     "runs/log-batch": _from_batch,
     "runs/log-metric": _from_metric,
     "runs/log-parameter": _from_param,

@@ -22,9 +22,12 @@ FINAL_STATUS_TAG = "gce.final_status"
 
 @dataclass(frozen=True)
 class Refusal:
-    """Something the store does not accept: which record, what in it, and the store's reason."""
+    """Something the store does not accept: which record, what in it, and the store's reason.
 
-    seq: int | None
+    ``seq`` is 0 for a record that does not tell its number.
+    """
+
+    seq: int
     what: str
     reason: str
     count: int = 1
@@ -54,7 +57,7 @@ class Replay:
         """
         from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 
-        seq = record.get("seq")
+        seq = record["seq"] if isinstance(record.get("seq"), int) else 0
         try:
             method, path = str(record["method"]), self._ids.translate(str(record["path"]))
             body = self._ids.translate(record.get("body") or {})

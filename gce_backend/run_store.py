@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 APPLIED_TAG = "gce.journal.applied"  # number of the last journal segment that is in the store
+_PROBE_TAG = "gce.journal.probe"
 
 # How often a write may fail, each time with a good write succeeding after it, before it is refused.
 _TRIES_CLIENT_ERROR = 2
@@ -140,11 +142,16 @@ class RunStore:
     # ------------------------------------------------------------------ helpers
 
     def _prove_writable(self) -> None:
-        """Write a tag that changes nothing. Raises TrackingError."""
+        """Write a tag and take it away again. Raises TrackingError.
+
+        A new value every time: the SQL store sends no write for a value that it has.
+        """
         from mlflow.entities import RunTag
 
-        position = self.position()
-        self._reaching(lambda: self.store.set_tag(self.run_id, RunTag(APPLIED_TAG, str(position))))
+        self.run()
+        tag = RunTag(_PROBE_TAG, uuid.uuid4().hex)
+        self._reaching(lambda: self.store.set_tag(self.run_id, tag))
+        self._reaching(lambda: self.store.delete_tag(self.run_id, _PROBE_TAG))
 
     def _reaching(self, call: Callable[[], T]) -> T:
         from mlflow.exceptions import MlflowException

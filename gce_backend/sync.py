@@ -131,6 +131,7 @@ class JournalApplier:
         once even if this process dies here."""
         from mlflow.entities import RunTag
 
+        self._pending.sort(key=lambda refusal: refusal.seq)
         tags = [RunTag(APPLIED_TAG, str(number))]
         if self._pending:
             before = self._store.run().data.tags.get(REFUSED_TAG)
@@ -195,6 +196,6 @@ def _account(before: str | None, new: list[Refusal]) -> str:
     account["count"] += sum(refusal.count for refusal in new)
     for refusal in new[: max(0, _REASONS_TAGGED - len(account["first"]))]:
         account["first"].append(
-            {"record": refusal.seq, "what": refusal.what, "reason": refusal.reason}
+            {"record": refusal.seq, "what": refusal.what[:200], "reason": refusal.reason[:300]}
         )
-    return json.dumps(account)
+    return json.dumps(account, ensure_ascii=False)  # a tag holds 5000 characters

