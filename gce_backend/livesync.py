@@ -6,10 +6,10 @@ A store that hangs or is away must delay neither the log nor the deletion of the
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 from gce_backend.errors import GceBackendError, TrackingError
+from gce_backend.polling import retry
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Tracking
 
@@ -53,10 +53,10 @@ class LiveSync:
         pause, told_running = _PAUSE_SECONDS, False
         while not self._stop.wait(pause):
             try:
+                self._applier.apply_new()
                 if self._running.is_set() and not told_running:
                     self._tracking.set_running(self._run_id)
                     told_running = True
-                self._applier.apply_new()
             except GceBackendError as error:
                 self._went_away(error)
                 pause = min(pause * 2, _MOST_PAUSE_SECONDS)
@@ -75,27 +75,23 @@ class LiveSync:
             self._warn("the tracking store is back")
 
 
-def finish_sync(
-    applier: JournalApplier, run_id: str, *, seconds: float, finish: Callable[[], None]
-) -> None:
-    """Apply the rest of the journal and ``finish`` the run, for as long as ``seconds`` allow.
+def until_store_answers(write: Callable[[], None], run_id: str, *, seconds: float) -> None:
+    """Call ``write`` until the store lets it through, for ``seconds`` at most.
 
     Raises:
         TrackingError: the store stayed away; everything is safe in the bucket.
     """
-    end = time.monotonic() + seconds
-    pause = _PAUSE_SECONDS
-    while True:
-        try:
-            applier.finish()
-            finish()
-            return
-        except TrackingError as error:
-            if time.monotonic() + pause > end:
-                raise TrackingError(
-                    f"the tracking store stayed away for {seconds:.0f} s ({error}). Nothing is "
-                    "lost: metrics, parameters and artifacts are in the bucket. When it is back, "
-                    f"run:\n  mlflow-gce sync {run_id}"
-                ) from error
-        time.sleep(pause)
-        pause = min(pause * 2, _MOST_PAUSE_SECONDS)
+    try:
+        retry(
+            write,
+            is_transient=lambda error: isinstance(error, TrackingError),
+            seconds=seconds,
+            first=_PAUSE_SECONDS,
+            most=_MOST_PAUSE_SECONDS,
+        )
+    except TrackingError as error:
+        raise TrackingError(
+            f"the tracking store stayed away for {seconds:.0f} s ({error}). Nothing is lost: "
+            "metrics, parameters and artifacts are in the bucket. When the store is back, run:\n"
+            f"  mlflow-gce sync {run_id}"
+        ) from error

@@ -8,6 +8,7 @@ instance never waits for it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from gce_backend.errors import CleanupError, ComputeError, GceBackendError, Resu
 from gce_backend.follow import End, Follower
 from gce_backend.interrupts import Interrupts
 from gce_backend.lifecycle import OUTCOME, EndReason, Lifecycle, Phase
-from gce_backend.livesync import LiveSync, finish_sync
+from gce_backend.livesync import LiveSync, until_store_answers
 from gce_backend.prices import Price
 from gce_backend.request import delete
 from gce_backend.storage import Storage
@@ -158,7 +159,8 @@ class Runner:
         here = self.submission
         deadline = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(here.deadline))
         is_there = self._compute.exists(here.zone, here.instance)
-        self._write_end(EndReason.RESULTS_UNVERIFIED, end.status)
+        # Nothing is moved in the bucket: the agent may still be uploading under the old names.
+        self._write_end(EndReason.RESULTS_UNVERIFIED, end.status, self._applier.apply_new)
         lines = "\n".join(f"  {line}" for line in missing[:20])
         bills = (
             f"Instance {here.instance!r} in {here.zone} is kept and still bills, until {deadline} "
@@ -199,14 +201,21 @@ class Runner:
         )
         return Result(end.reason, exit_code, f"{message}\n{_indented(tail)}" if tail else message)
 
-    def _write_end(self, reason: EndReason, status: dict[str, Any] | None) -> None:
+    def _write_end(
+        self,
+        reason: EndReason,
+        status: dict[str, Any] | None,
+        apply: Callable[[], int] | None = None,
+    ) -> None:
+        """The journal's rest and how the run ended, into the store as soon as it answers."""
+        run_id = self.submission.run_id
         at = float(status["ended_at"]) if status and status.get("ended_at") else None
-        finish_sync(
-            self._applier,
-            self.submission.run_id,
-            seconds=self._limits.sync_seconds,
-            finish=lambda: self._tracking.terminate(self.submission.run_id, reason, at=at),
-        )
+
+        def write() -> None:
+            (apply or self._applier.finish)()
+            self._tracking.terminate(run_id, reason, at=at)
+
+        until_store_answers(write, run_id, seconds=self._limits.sync_seconds)
 
     def _summarize(self, end: End) -> None:
         run = self._tracking.get_run(self.submission.run_id)

@@ -49,7 +49,8 @@ def _meanings() -> dict[type[BaseException], _Meaning]:
     return {
         api.NotFound: _Meaning(
             "it does not exist",
-            "If it is the bucket that is missing, create it: gcloud storage buckets create gs://{bucket}{project} "
+            "If it is the bucket that is missing, create it: "
+            "gcloud storage buckets create gs://{bucket}{project} "
             "--location={location} --uniform-bucket-level-access",
         ),
         api.Forbidden: _Meaning(

@@ -5,17 +5,19 @@ Not here: what the training logs (``sync.py`` applies it).
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from gce_backend.config import Settings
 from gce_backend.errors import TrackingError
 from gce_backend.lifecycle import OUTCOME, EndReason
 from gce_backend.project import EntryPoint, Source
+from gce_backend.run_store import brief_retries, redacted
 
 _DEFAULT_EXPERIMENT = "0"
 _PARAM_NAME = re.compile(r"^[\w\-. /:]+$")
@@ -39,8 +41,29 @@ class Experiment:
     notice: str | None = None
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _answering(method: Callable[P, T]) -> Callable[P, T]:
+    """Tell what MLflow raises in our terms, and within 20 s: its client would try for minutes."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with brief_retries():
+                return method(*args, **kwargs)
+        except MlflowException as error:
+            store = redacted(args[0].uri)  # type: ignore[attr-defined]
+            raise TrackingError(f"the tracking store {store} answered: {error.message}") from error
+
+    return call
+
+
 class Tracking:
-    """One MLflow store.
+    """One MLflow store. Every method raises TrackingError when the store refuses or is away.
 
     Args:
         uri: as MLflow resolved it; both sqlite files and servers work.
@@ -52,6 +75,7 @@ class Tracking:
         self.uri = uri
         self._client = MlflowClient(tracking_uri=uri)
 
+    @_answering
     def choose_experiment(
         self, experiment_id: str, *, project_name: str, settings: Settings
     ) -> Experiment:
@@ -89,6 +113,7 @@ class Tracking:
             f"its empty namesake with location {experiment.artifact_location} is now {aside!r}",
         )
 
+    @_answering
     def create_run(
         self,
         experiment: Experiment,
@@ -123,6 +148,7 @@ class Tracking:
         self._client.update_run(run_id, status="SCHEDULED")
         return run_id
 
+    @_answering
     def spec(self, experiment: Experiment, run_id: str) -> dict[str, Any]:
         """What the relay on the instance must know of the store, as MLflow's REST API shows it."""
         from mlflow.utils.proto_json_utils import message_to_json
@@ -135,26 +161,32 @@ class Tracking:
             "run": json.loads(message_to_json(run.to_proto())),
         }
 
+    @_answering
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
+    @_answering
     def set_running(self, run_id: str) -> None:
         self._client.update_run(run_id, status="RUNNING")
 
+    @_answering
     def terminate(self, run_id: str, reason: EndReason, *, at: float | None = None) -> None:
         """Write how the run ended: status and reason. ``at``: unix seconds, now by default."""
         self.set_tags(run_id, {END_REASON_TAG: reason.value})
         end_time = round((at or time.time()) * 1000)
         self._client.set_terminated(run_id, OUTCOME[reason].mlflow_status, end_time)
 
+    @_answering
     def status(self, run_id: str) -> str:
         return str(self._client.get_run(run_id).info.status)
 
+    @_answering
     def get_run(self, run_id: str) -> Any:
         return self._client.get_run(run_id)
 
+    @_answering
     def find_run(self, run_id: str) -> Any:
         """The run with this id, or the only one of this backend whose id begins so.
 
@@ -162,13 +194,9 @@ class Tracking:
             TrackingError: there is none, or more than one.
         """
         from mlflow.entities import ViewType
-        from mlflow.exceptions import MlflowException
 
         if len(run_id) == _RUN_ID_LENGTH:
-            try:
-                return self._client.get_run(run_id)
-            except MlflowException as error:
-                raise TrackingError(f"store {self.uri}: {error.message}") from error
+            return self._client.get_run(run_id)
         experiments = [e.experiment_id for e in self._client.search_experiments(ViewType.ALL)]
         ours = self._client.search_runs(
             experiments, f"tags.`{INSTANCE_TAG}` LIKE '%-{run_id}%'", ViewType.ALL
@@ -176,7 +204,7 @@ class Tracking:
         found = [run for run in ours if run.info.run_id.startswith(run_id)]
         if len(found) != 1:
             raise TrackingError(
-                f"store {self.uri}: {len(found) or 'no'} runs of this backend begin with {run_id!r}"
+                f"store {redacted(self.uri)}: {len(found) or 'no'} runs of this backend begin with {run_id!r}"
             )
         return found[0]
 

@@ -46,6 +46,8 @@ _DELETE_PATIENCE_S = 300.0
 # A machine that shuts down ends trainer and agent in any order; so long the agent waits to see
 # whether it is next before it believes that the trainer was ended by somebody else.
 _SHUTDOWN_S = 3.0
+# From the notice of a preemption to the end are 30 seconds.
+_LEAVE_S = 20.0
 _MESSAGES = {
     "succeeded": "the trainer ended with exit code 0",
     "exited_nonzero": "the trainer ended with exit code {code}",
@@ -73,6 +75,8 @@ class Attempt:
         self._log = RunLog(state.log)
         self._over = threading.Event()
         self._stop = Stop()
+        self._leaving = threading.Event()
+        self._uploader: Uploader | None = None
         self._shipping = Shipping(cloud.storage, spec, state, self._log)
         self._heartbeat = Heartbeat(
             cloud.storage, spec.bucket, spec.paths.heartbeat, self._describe
@@ -89,14 +93,36 @@ class Attempt:
         self._leave(bool(status["verified"]))
         self._heartbeat.stop()
 
+    def leave(self, exit_code: int) -> None:
+        """The machine goes down, or the agent is replaced: bring to the bucket what can be brought
+        in the time there is, and end the process. The disk has all of it anyway."""
+        if not self._leaving.is_set():
+            self._leaving.set()
+            threading.Thread(target=self._flush_and_exit, args=(exit_code,), daemon=True).start()
+
+    def _flush_and_exit(self, exit_code: int) -> None:
+        until = time.time() + _LEAVE_S
+        try:
+            trainer = Trainer(self._state.trainer, self._log)
+            while time.time() < until:
+                running = trainer.find() and trainer.exit_code is None
+                self._shipping.send_all(until)
+                pending = self._uploader.drain(time.time()) if self._uploader else []
+                if not running and not pending:
+                    break
+                time.sleep(0.2)
+        finally:
+            os._exit(exit_code)
+
     def _make_and_collect(self) -> dict[str, Any]:
         spec, storage = self._spec, self._cloud.storage
         permission = threading.Thread(target=self._test_permission, daemon=True, name="permission")
         permission.start()
         self._watch()
-        spool = Spool(self._state.spool)
+        spool = Spool(self._state.spool, self._log.say)
         uploader = Uploader(spool, storage, self._log.say)
         uploader.start()
+        self._uploader = uploader
         tracking = Tracking(spec, self._state, storage, spool)
         self._shipping.start(self._over)
         ending = self._state.memory.ending
@@ -193,6 +219,8 @@ class Attempt:
             code = trainer.wait(self._stop, self._spec.grace_seconds)
             if code > 128 and not trainer.told:
                 time.sleep(_SHUTDOWN_S)
+            if self._leaving.is_set():  # its end is the shutdown's work: no ending of the run
+                time.sleep(2 * _LEAVE_S)
             return code, trainer.told
         finally:
             relay.stop()

@@ -10,7 +10,6 @@ import pwd
 import signal
 import sys
 import time
-from types import FrameType
 
 from .endpoint import retrying
 from .errors import AgentError, CloudError
@@ -28,13 +27,14 @@ _PATIENCE_S = 600.0
 def main() -> None:
     """Run this instance's attempt to its end, and leave with the agent's exit code."""
     _complete_environment()
-    signal.signal(signal.SIGTERM, _leave)
     try:
         metadata = MetadataServer()
         storage = Storage(metadata)
         cloud = Cloud(metadata, storage, metadata.identity())
         state = State.at_default()
-        Attempt(cloud, _spec(metadata, storage, state), state).run()
+        attempt = Attempt(cloud, _spec(metadata, storage, state), state)
+        signal.signal(signal.SIGTERM, lambda number, frame: attempt.leave(128 + number))
+        attempt.run()
     except AgentError as error:
         sys.stderr.write(f"[mlflow-gce] {error}\n")
         sys.exit(1)
@@ -73,9 +73,3 @@ def _complete_environment() -> None:
     except KeyError:
         os.environ.setdefault("HOME", "/")
     os.environ.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """SIGTERM: the machine goes down, or the agent is replaced. All that was acknowledged is on
-    disk, and the trainer is no child that needs us: end at once."""
-    os._exit(128 + number)

@@ -16,6 +16,8 @@ from .endpoint import Endpoint, retrying
 from .errors import CloudError
 
 DEFAULT_HOST = "metadata.google.internal"
+# What Google's own guest agent sends first; without an ETag the server waits for a change.
+NO_ETAG = "NONE"
 _ROOT = "/computeMetadata/v1/"
 _HEADERS = {"Metadata-Flavor": "Google"}
 # A token is used until a minute before its end; the real server renews it five minutes before.
@@ -55,10 +57,12 @@ class MetadataServer:
         return self.get(f"instance/attributes/{urllib.parse.quote(name)}")
 
     def wait_for_attributes(self, last_etag: str, timeout_s: int) -> tuple[dict[str, str], str]:
-        """All attributes and their ETag, once they differ from ``last_etag`` or time is up."""
+        """All attributes and their ETag, once they differ from ``last_etag`` or time is up.
+
+        With ``NO_ETAG`` at once: what was set before the first question is not missed.
+        """
         query = f"recursive=true&wait_for_change=true&timeout_sec={timeout_s}"
-        if last_etag:
-            query += f"&last_etag={urllib.parse.quote(last_etag)}"
+        query += f"&last_etag={urllib.parse.quote(last_etag)}"
         reply = self._endpoint.request(
             "GET", f"{_ROOT}instance/attributes/?{query}", headers=_HEADERS, timeout=timeout_s + 10
         )

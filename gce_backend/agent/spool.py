@@ -48,13 +48,14 @@ class Entry:
 class Spool:
     """Thread-safe. ``on_change`` is called after a new entry was acknowledged."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda message: None) -> None:
+        self.root, self._say = root, say
         self._index_file = root / "index.jsonl"
         self._lock = threading.RLock()
         self._entries: dict[tuple[str, str], Entry] = {}
         self._number = 0
         self.on_change: Callable[[], None] = lambda: None
+        self._is_low = False
         root.mkdir(parents=True, exist_ok=True)
         self._load()
         self._index = self._index_file.open("ab", buffering=0)
@@ -177,15 +178,24 @@ class Spool:
         """Drop uploaded copies, largest first, while the disk is short; refuse when it is full."""
         free = shutil.disk_usage(self.root).free - wanted
         if free < LOW_WATER_BYTES:
+            self._tell_low(free)
             with self._lock:
                 done = [entry for entry in self._entries.values() if entry.done]
             for entry in sorted(done, key=lambda entry: -entry.size):
                 self.path(entry.number).unlink(missing_ok=True)
                 free = shutil.disk_usage(self.root).free - wanted
                 if free >= LOW_WATER_BYTES:
-                    return
+                    break
         if free < FULL_BYTES:
             raise _full(self.root, f"{wanted} bytes are to be taken in")
+
+    def _tell_low(self, free: int) -> None:
+        if not self._is_low:
+            self._is_low = True
+            self._say(
+                f"the instance's disk runs full: {max(0, free) / 1024**2:.0f} MB are left; local "
+                "copies of uploaded artifacts are dropped"
+            )
 
     def _load(self) -> None:
         for raw in _index_lines(self._index_file):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from .errors import CloudError
-from .metadata import MetadataServer
+from .metadata import NO_ETAG, MetadataServer
 from .paths import CANCEL_ATTRIBUTE
 from .storage import Storage
 
@@ -62,7 +62,7 @@ class Watch:
         return not self._stop.is_set() and not self._over.is_set()
 
     def _attribute(self, metadata: MetadataServer) -> None:
-        etag = ""
+        etag = NO_ETAG
         while self._watching():
             asked_at = time.monotonic()
             try:

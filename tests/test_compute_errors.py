@@ -1,0 +1,118 @@
+"""What Compute Engine answers, in our terms: decided by code and reason."""
+
+import pytest
+import requests
+from google.api_core import exceptions
+
+from gce_backend.compute_errors import from_operation, is_transient, translated
+from gce_backend.errors import (
+    ComputeError,
+    InstanceNotFound,
+    NoCapacity,
+    PermissionDenied,
+    QuotaExceeded,
+)
+
+
+def operation(code, message="m", **more):
+    return {"status": "DONE", "error": {"errors": [{"code": code, "message": message}]}, **more}
+
+
+OPERATIONS = [
+    ("ZONE_RESOURCE_POOL_EXHAUSTED", NoCapacity),
+    ("ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", NoCapacity),
+    ("GPU_STOCKOUT", NoCapacity),
+    ("UNSUPPORTED_OPERATION", NoCapacity),
+    ("RESOURCE_NOT_FOUND", NoCapacity),
+    ("QUOTA_EXCEEDED", QuotaExceeded),
+    ("SOMETHING_NEW", ComputeError),
+]
+
+
+@pytest.mark.parametrize(("code", "kind"), OPERATIONS)
+def test_errors_of_an_operation_are_told_by_their_code(code, kind):
+    error = from_operation("creating instance 'x'", operation(code))
+
+    assert type(error) is kind
+    assert str(error) == f"creating instance 'x': {code}: m"
+
+
+def test_an_operation_with_errors_but_no_http_status_is_no_success():
+    assert from_operation("x", {"status": "DONE", **operation("ANY")}) is not None
+
+
+def test_an_operation_with_a_status_but_no_errors_is_no_success():
+    assert from_operation("x", {"status": "DONE", "httpErrorStatusCode": 404}) is not None
+
+
+def test_an_operation_without_errors_is_one():
+    assert from_operation("x", {"status": "DONE"}) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "is_global"),
+    [
+        ("Quota 'GPUS_ALL_REGIONS' exceeded.  Limit: 0.0 globally.", True),
+        ("Quota 'CPUS' exceeded.  Limit: 24.0 in region europe-west1.", False),
+    ],
+)
+def test_a_quota_of_all_regions_is_told_from_one_of_a_region(message, is_global):
+    error = from_operation("x", operation("QUOTA_EXCEEDED", message))
+
+    assert isinstance(error, QuotaExceeded)
+    assert error.is_global is is_global
+
+
+HTTP = [
+    (exceptions.NotFound("no"), "reading zones/z/instances/i", InstanceNotFound),
+    (exceptions.NotFound("no"), "creating", ComputeError),
+    (exceptions.Forbidden("no"), "x", PermissionDenied),
+    (exceptions.Forbidden("no", errors=[{"reason": "quotaExceeded"}]), "x", QuotaExceeded),
+    (
+        exceptions.ServiceUnavailable("", errors=[{"reason": "insufficientCapacity"}]),
+        "x",
+        NoCapacity,
+    ),
+    (exceptions.BadRequest("no"), "x", ComputeError),
+    (requests.ConnectionError("refused"), "x", ComputeError),
+]
+
+
+@pytest.mark.parametrize(("raised", "what", "kind"), HTTP)
+def test_errors_of_a_call_are_translated(raised, what, kind):
+    with pytest.raises(kind) as caught, translated(what):
+        raise raised
+
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(f"{what}: ")
+    assert caught.value.__cause__ is raised
+
+
+def test_every_error_of_the_library_is_translated():
+    kinds = {k for k in vars(exceptions).values() if isinstance(k, type)}
+    for kind in kinds:
+        if issubclass(kind, exceptions.GoogleAPICallError):
+            with pytest.raises(ComputeError), translated("x"):
+                raise kind("m")
+
+
+TRANSIENT = [
+    (exceptions.TooManyRequests("x"), True),
+    (exceptions.InternalServerError("x"), True),
+    (exceptions.BadGateway("x"), True),
+    (exceptions.ServiceUnavailable("x"), True),
+    (exceptions.GatewayTimeout("x"), True),
+    (exceptions.Forbidden("x", errors=[{"reason": "rateLimitExceeded"}]), True),
+    (requests.ConnectionError(), True),
+    (requests.ReadTimeout(), True),
+    (exceptions.Forbidden("x", errors=[{"reason": "quotaExceeded"}]), False),
+    (exceptions.ServiceUnavailable("x", errors=[{"reason": "insufficientCapacity"}]), False),
+    (exceptions.Forbidden("x"), False),
+    (exceptions.NotFound("x"), False),
+    (ValueError("x"), False),
+]
+
+
+@pytest.mark.parametrize(("error", "expected"), TRANSIENT)
+def test_only_what_may_pass_is_tried_again(error, expected):
+    assert is_transient(error) is expected
