@@ -204,7 +204,8 @@ class Tracking:
         found = [run for run in ours if run.info.run_id.startswith(run_id)]
         if len(found) != 1:
             raise TrackingError(
-                f"store {redacted(self.uri)}: {len(found) or 'no'} runs of this backend begin with {run_id!r}"
+                f"store {redacted(self.uri)}: {len(found) or 'no'} runs of this backend begin "
+                f"with {run_id!r}"
             )
         return found[0]
 
