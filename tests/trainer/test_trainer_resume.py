@@ -1,0 +1,74 @@
+"""An interrupted training ends exactly as one that was left alone."""
+
+import json
+
+import pytest
+import torch
+from sandbox import FAST, Sandbox
+
+pytestmark = pytest.mark.flow
+
+# Stops a training as a preemption does, just before epoch 3 of 4: no handler, no cleanup.
+INTERRUPTED = """
+import os, train
+one_epoch = train.train_one_epoch
+def until(training, *rest):
+    if len(training.history) == 2:
+        os._exit(137)
+    return one_epoch(training, *rest)
+train.train_one_epoch = until
+train.main()
+"""
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(sandbox: Sandbox) -> None:
+    words = ("data=digits", "model=cnn", "trainer.epochs=4")
+    sandbox.train(*words)
+    run_id = sandbox.client.create_run("0").info.run_id
+    (sandbox.root / "interrupted.py").write_text(INTERRUPTED)
+    sandbox.start("python", "interrupted.py", *words, code=137, MLFLOW_RUN_ID=run_id)
+    done = sandbox.train(*words, MLFLOW_RUN_ID=run_id)
+    assert "continues after epoch 2" in done.stdout
+
+    resumed = sandbox.client.get_run(run_id)
+    (whole,) = [run for run in sandbox.runs() if run.info.run_id != run_id]
+    weights = [torch.load(sandbox.artifact(run, "model.pt")) for run in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    metrics = [
+        json.loads(sandbox.artifact(run, "metrics.json").read_text()) for run in (whole, resumed)
+    ]
+    for name in ("epoch", "train_loss", "test_loss", "test_accuracy", "learning_rate"):
+        assert metrics[0][name] == metrics[1][name], name
+    points = sandbox.client.get_metric_history(run_id, "test_accuracy")
+    assert [point.step for point in points] == [1, 2, 3, 4]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_one_others(sandbox: Sandbox) -> None:
+    sandbox.train("-m", *FAST, "trainer.epochs=1", "trainer.seed=1,1,2")
+    first, again, other = (run.data.metrics["test_loss"] for run in sandbox.runs())
+    assert first == again != other
+
+
+def test_a_sweep_is_one_run_per_value(sandbox: Sandbox) -> None:
+    sandbox.train("-m", *FAST, "trainer.epochs=1", "optimizer.lr=0.1,0.01")
+    assert [run.data.params["optimizer.lr"] for run in sandbox.runs()] == ["0.1", "0.01"]
+    assert {run.info.status for run in sandbox.runs()} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet18"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_every_model_trains_in_either_precision(
+    sandbox: Sandbox, model: str, precision: str
+) -> None:
+    sandbox.train(
+        "data=digits", f"model={model}", "trainer.epochs=1", f"trainer.precision={precision}"
+    )
+    assert sandbox.runs()[0].info.status == "FINISHED"
+
+
+def test_it_stops_at_the_accuracy_asked_for(sandbox: Sandbox) -> None:
+    sandbox.train(*FAST, "trainer.epochs=9", "trainer.target_accuracy=20")
+    assert (
+        len(json.loads(sandbox.artifact(sandbox.runs()[0], "metrics.json").read_text())["epoch"])
+        < 9
+    )

@@ -1,0 +1,73 @@
+"""What one training leaves in the store."""
+
+import json
+
+import mlflow
+import pytest
+import torch
+from sandbox import FAST, Sandbox
+
+METRICS = {
+    "train_loss",
+    "test_loss",
+    "test_accuracy",
+    "learning_rate",
+    "images_per_second",
+    "epoch_seconds",
+}
+
+
+def test_every_epoch_has_every_metric_with_steps_from_one(fast: Sandbox) -> None:
+    (run,) = fast.runs()
+    for name in METRICS:
+        history = fast.client.get_metric_history(run.info.run_id, name)
+        assert [point.step for point in history] == [1, 2], name
+
+
+def test_parameters_are_the_trainers_own_settings(fast: Sandbox) -> None:
+    params = fast.runs()[0].data.params
+    assert params["optimizer.lr"] == "0.2"
+    assert params["trainer.epochs"] == "2"
+    assert {key.split(".")[0] for key in params} == {"data", "model", "optimizer", "trainer"}
+
+
+def test_the_dataset_is_an_input_of_the_run(fast: Sandbox) -> None:
+    (dataset,) = fast.runs()[0].inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.tags[0].value) == ("digits", "training")
+
+
+def test_metrics_json_has_the_labs_lists(fast: Sandbox) -> None:
+    (run,) = fast.runs()
+    metrics = json.loads(fast.artifact(run, "metrics.json").read_text())
+    assert metrics["epoch"] == [1, 2]
+    assert len(metrics["test_loss"]) == 2
+    assert metrics["test_accuracy"][-1] == run.data.metrics["test_accuracy"]
+
+
+def test_model_pt_is_a_state_dict_that_opens_on_a_cpu(fast: Sandbox) -> None:
+    state = torch.load(fast.artifact(fast.runs()[0], "model.pt"), map_location="cpu")
+    assert sum(tensor.numel() for tensor in state.values()) > 200_000
+
+
+def test_the_other_artifacts_are_there(fast: Sandbox) -> None:
+    (run,) = fast.runs()
+    names = {file.path for file in fast.client.list_artifacts(run.info.run_id)}
+    assert names >= {"config.yaml", "training_curves.png", "checkpoints"}
+
+
+def test_the_logged_model_takes_grey_values_in_batches_of_any_size(
+    fast: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(fast.root)
+    mlflow.set_tracking_uri(f"sqlite:///{fast.root}/mlflow.db")
+    model = mlflow.pytorch.load_model(f"runs:/{fast.runs()[0].info.run_id}/model")
+    for count in (1, 7):
+        assert model(torch.rand(count, 1, 28, 28)).shape == (count, 10)
+
+
+def test_a_good_run_prints_its_epochs_and_no_warning(fast: Sandbox) -> None:
+    done = fast.train(*FAST, "trainer.epochs=1", "hydra.job.name=second")
+    assert done.stdout.startswith("epoch 1/1  train loss ")
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+    fast.client.delete_run(fast.runs()[-1].info.run_id)
