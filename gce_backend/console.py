@@ -57,9 +57,9 @@ class Console:
         if not rows:
             return
         self.say(title)
-        width = max(map(len, rows))
+        width = max(map(len, rows)) + 1
         for name, value in rows.items():
-            self.say(f"  {name:<{width}}  {value}")
+            self.say(f"  {f'{name}:':<{width}} {value}")
 
     def _fresh_line(self) -> None:
         if not self._ends_in_newline:

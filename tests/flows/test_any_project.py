@@ -32,7 +32,7 @@ def test_a_project_without_conf_in_another_directory(cloud):
         "exit_code": "0",
     }
     assert "step 3 of 3" in output
-    assert "instances left  0" in output
+    assert "instances left: 0" in output
 
 
 def test_another_entry_point_gets_every_value_exactly_as_given(cloud):

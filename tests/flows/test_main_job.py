@@ -50,7 +50,7 @@ def test_the_main_job(cloud):
 
     assert_recorded_in_order(cloud, run_id)
     assert_model_scores(cloud, run, accuracy[-1].value)
-    for words in ("verified", "GET says 404", "instances left  0", "epoch 5/5", "$"):
+    for words in ("verified", "GET says 404", "instances left: 0", "epoch 5/5", "$"):
         assert words in output
 
 
