@@ -1,0 +1,32 @@
+"""The record of every call that clients and instances made, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request and how it was answered.
+
+    Attributes:
+        at: unix seconds by the emulator's clock, when the request came in.
+        method: HTTP method.
+        path: decoded, without the query.
+        query: the last value of each parameter.
+        body: the request's JSON (compute only).
+        status: HTTP status; 0 when the reply was lost, None while the call is being served.
+        name: the API's method, for example ``instances.insert`` or ``storage.objects.delete``.
+        caller: the instance whose token came with the call; empty for a client.
+    """
+
+    at: float
+    service: Literal["compute", "storage"]
+    method: str
+    path: str
+    query: dict[str, str]
+    body: dict[str, Any] | None
+    status: int | None
+    name: str = ""
+    caller: str = ""

@@ -1,0 +1,88 @@
+"""An instance's network: one loopback address, and the servers that listen on it.
+
+Compute, storage and metadata are reached by an instance at its own address. So the emulator knows
+which instance a request came from, also where it carries no token, and can cut one off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from aiohttp import web
+
+# Ports are tried on an address in this order: the real one, where the machine permits it.
+_METADATA_PORTS = (80, 0)
+
+
+def addresses() -> Iterator[str]:
+    """Addresses of 127.1.0.0/16, from a place of this emulator's own; then the common one."""
+    first = 256 * secrets.randbelow(255)
+    for number in range(65024):
+        third, fourth = divmod((first + number) % 65024, 254)
+        yield f"127.1.{third}.{fourth + 1}"
+
+
+@dataclass
+class Doors:
+    """The listening servers of one instance."""
+
+    address: str
+    metadata_port: int
+    servers: list[asyncio.Server]
+
+    @property
+    def metadata_host(self) -> str:
+        """For ``GCE_METADATA_HOST``: the port only where it is not 80."""
+        return self.address if self.metadata_port == 80 else f"{self.address}:{self.metadata_port}"
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.close()
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """The protocol factories behind the doors, and the ports of the two services."""
+
+    metadata: web.Server
+    compute: web.Server
+    storage: web.Server
+    compute_port: int
+    storage_port: int
+
+
+async def open_doors(candidates: Iterator[str], handlers: Handlers) -> Doors:
+    """Listen on the first of ``candidates`` that is free.
+
+    Raises:
+        OSError: none of 1000 was.
+    """
+    for _, address in zip(range(1000), candidates, strict=False):
+        servers: list[asyncio.Server] = []
+        try:
+            metadata = await _listen(handlers.metadata, address, *_METADATA_PORTS)
+            servers.append(metadata)
+            servers.append(await _listen(handlers.compute, address, handlers.compute_port))
+            servers.append(await _listen(handlers.storage, address, handlers.storage_port))
+        except OSError as error:
+            for server in servers:
+                server.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue
+        return Doors(address, metadata.sockets[0].getsockname()[1], servers)
+    raise OSError(errno.EADDRNOTAVAIL, "no free address in 127.1.0.0/16")
+
+
+async def _listen(handler: web.Server, address: str, *ports: int) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    for port in ports[:-1]:
+        try:
+            return await loop.create_server(handler, address, port)
+        except PermissionError:
+            continue
+    return await loop.create_server(handler, address, ports[-1])

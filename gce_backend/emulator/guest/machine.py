@@ -1,0 +1,159 @@
+"""The inside of an instance: its directory and its processes on the machine we run on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from .. import leftovers
+from .process import Process
+
+# An instance sits in this machine's network: what the machine needs to reach a package index,
+# the instance needs too.
+_NETWORK_VARIABLES = (
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+)
+_NETWORK_PREFIXES = ("PIP_", "UV_")
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Machine:
+    """Directory and processes of one instance.
+
+    Args:
+        directory: everything the instance has; removed with it.
+        mark: ``EMULATOR/INSTANCE``, found in the environment of all its processes.
+        environment: variables particular to this instance.
+    """
+
+    def __init__(self, directory: Path, mark: str, environment: Mapping[str, str]) -> None:
+        self.directory = directory
+        self._mark = mark
+        self._own_environment = dict(environment)
+        self._sessions: set[int] = set()
+        self._children: list[Process] = []
+
+    @property
+    def bin(self) -> Path:
+        return self.directory / "bin"
+
+    @property
+    def home(self) -> Path:
+        return self.directory / "home" / "root"
+
+    @property
+    def serial_file(self) -> Path:
+        return self.directory / "serial1"
+
+    def make_directories(self) -> None:
+        for name in (self.bin, self.home, self.directory / "tmp", self.directory / "state"):
+            name.mkdir(parents=True, exist_ok=True)
+
+    def environment(self) -> dict[str, str]:
+        """What a process of the instance starts with: nothing of ours but the network's."""
+        network = {
+            key: value
+            for key, value in os.environ.items()
+            if key in _NETWORK_VARIABLES or key.startswith(_NETWORK_PREFIXES)
+        }
+        return {
+            **network,
+            "PATH": f"{self.bin}:{_SYSTEM_PATH}",
+            "HOME": str(self.home),
+            "TMPDIR": str(self.directory / "tmp"),
+            "STATE_DIRECTORY": str(self.directory / "state"),
+            "LANG": "C.UTF-8",
+            "USER": "root",
+            "LOGNAME": "root",
+            "SHELL": "/bin/bash",
+            leftovers.MARK: self._mark,
+            **self._own_environment,
+        }
+
+    def spawn(
+        self,
+        arguments: Sequence[str],
+        *,
+        output: IO[bytes] | int | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start a process of the instance, in its home directory."""
+        process = Process(
+            arguments,
+            environment={**self.environment(), **(extra or {})},
+            directory=self.home,
+            output=output,
+        )
+        self._children.append(process)
+        self._sessions.add(process.pid)
+        return process
+
+    def pids(self) -> list[int]:
+        """Every living process of the instance."""
+        for child in self._children:
+            child.reap()
+        self._children = [child for child in self._children if child.is_alive]
+        pids = leftovers.marked(self._mark, frozenset(self._sessions))
+        # A session nobody is in any more is forgotten: its number may be given out again.
+        self._sessions &= {leftovers.session_of(pid) for pid in pids}
+        return pids
+
+    def terminate(self) -> None:
+        """SIGTERM to all, as an operating system going down sends it."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    async def gone(self, seconds: float) -> bool:
+        """Whether all processes ended by themselves within ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while self.pids():
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def kill(self, seconds: float = 10.0) -> None:
+        """SIGKILL to all, until none is left.
+
+        Raises:
+            TimeoutError: some are alive after ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        while pids := self.pids():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._mark}: {pids} are alive {seconds} s after SIGKILL")
+            await asyncio.sleep(0.005)
+
+    async def remove(self) -> None:
+        """Remove the directory, and whatever of it a dying process made once more."""
+        for _ in range(50):
+            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+            if not self.directory.exists():
+                return
+            await asyncio.sleep(0.05)
+        raise OSError(f"{self.directory} could not be removed")
+
+    def log(self, line: str) -> None:
+        """A line of the guest's own on serial port 1."""
+        with contextlib.suppress(FileNotFoundError), self.serial_file.open("ab") as file:
+            file.write(line.encode() + b"\n")

@@ -1,0 +1,358 @@
+"""What happens to an instance: boot, stop, reset, preemption, deletion.
+
+Joins the record the API shows (``instances.py``) with what really runs (``guest/``). Every change
+holds the instance's lock; a stop or a delete that comes during the boot ends the boot first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from . import catalog
+from .cloud import PROJECT_NUMBER, Cloud, InstanceVanished
+from .doors import Doors
+from .faults import FaultKind
+from .guest import standins
+from .guest.machine import Machine
+from .guest.metadata import Metadata, Tree
+from .instances import Instance, Status
+from .operations import Operation
+from .tokens import LIFETIME_SECONDS
+
+_SPOT_SHUTDOWN_SECONDS = 30.0  # Google, "Preemption process"
+
+
+class Life:
+    """One instance from its insert to its deletion."""
+
+    def __init__(self, cloud: Cloud, instance: Instance, doors: Doors) -> None:
+        self.cloud = cloud
+        self.instance = instance
+        self.gone = False
+        self._doors = doors
+        self._lock = asyncio.Lock()
+        self._boot: asyncio.Task[None] | None = None  # provisioning, then the guest's boot
+        self._expiry: asyncio.Task[None] | None = None
+        self._maintenance_event = "NONE"
+        self.metadata = Metadata(self._tree, self._put_guest_attribute)
+        self.machine = Machine(
+            cloud.settings.root / "instances" / instance.zone / instance.name,
+            f"{cloud.settings.mark}/{instance.id}",
+            self._environment(),
+        )
+        cloud.lives[instance.zone, instance.name] = self
+        cloud.by_address[doors.address] = self
+
+    # -- up -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """PROVISIONING to RUNNING; the guest boots on in the background.
+
+        Raises:
+            InstanceVanished: it was stopped or deleted meanwhile.
+        """
+        if self.instance.status is Status.TERMINATED:
+            self.instance.advance(Status.PROVISIONING)
+        self._boot = self.cloud.spawn(self._provision())
+        await asyncio.wait([self._boot])
+        if self._boot.cancelled():
+            raise InstanceVanished
+        self._boot.result()
+        self._boot = self.cloud.spawn(self._boot_guest())
+
+    async def _provision(self) -> None:
+        quarter = self.cloud.settings.boot_seconds / 4
+        await self.cloud.clock.sleep(quarter)
+        self.instance.advance(Status.STAGING)
+        await self.cloud.clock.sleep(quarter)
+        self._furnish()
+        self.instance.advance(Status.RUNNING)
+        self._limit_run_time()
+        await self.metadata.changed()
+
+    def _furnish(self) -> None:
+        machine = self.machine
+        machine.make_directories()
+        python = standins.image_python(self.instance.image, machine.directory)
+        standins.install(
+            machine.bin,
+            python=python,
+            host=self._doors.address,
+            port=self._doors.metadata_port,
+        )
+
+    async def _boot_guest(self) -> None:
+        await self.cloud.clock.sleep(self.cloud.settings.boot_seconds / 2)
+        self.machine.log(f"{self.instance.name} login: (emulated {self.instance.image.name})")
+        if not self.cloud.faults.take_guest(FaultKind.NO_STARTUP_SCRIPT, *self.instance.names):
+            await self._run_script("startup-script")
+
+    async def _run_script(self, attribute: str) -> None:
+        text = self._attributes().get(attribute)
+        if text is None:
+            self.machine.log(f"google_metadata_script_runner: No {attribute} in metadata.")
+            return
+        file = self.machine.directory / attribute
+        file.write_text(text)
+        file.chmod(0o700)
+        with self.machine.serial_file.open("ab") as serial:
+            process = self.machine.spawn(["/bin/bash", str(file)], output=serial)
+        status = await process.wait()
+        self.machine.log(f"google_metadata_script_runner: {attribute} exit status {status}")
+
+    def _limit_run_time(self) -> None:
+        moment = self.instance.termination_at
+        if moment is not None:
+            self._expiry = self.cloud.spawn(self._expire(moment))
+
+    async def _expire(self, moment: float) -> None:
+        await self.cloud.clock.sleep_until(moment)
+        self._expiry = None
+        delete = self.instance.termination_action == "DELETE"
+        operation = self._system_operation("delete" if delete else "stop")
+        await (self.delete() if delete else self.stop())
+        operation.finish()
+
+    # -- down -----------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """To TERMINATED, with a shutdown the guest notices."""
+        async with self._lock:
+            if self.gone or self.instance.status is Status.TERMINATED:
+                return
+            await self._halt()
+            self.instance.advance(Status.TERMINATED)
+
+    async def delete(self) -> None:
+        """Shut down, then remove every trace."""
+        async with self._lock:
+            if self.gone:
+                return
+            await self._halt()
+            await self.erase()
+
+    async def power_off(self) -> None:
+        """The power is gone: no notice, no shutdown script.
+
+        Raises:
+            ValueError: it is not running.
+        """
+        async with self._lock:
+            if self.gone or self.instance.status is not Status.RUNNING:
+                raise ValueError(f"{self.instance.name} is {self.instance.status}, not RUNNING")
+            operation = self._system_operation("compute.instances.hostError")
+            self._forget_plans()
+            await self.machine.kill()
+            self.instance.advance(Status.TERMINATED)
+            operation.finish()
+
+    async def preempt(self) -> None:
+        """Take a spot instance back: the notice, a shutdown, then its termination action."""
+        operation = self._system_operation("compute.instances.preempted")
+        self.instance.preempted = True
+        await self.metadata.changed()
+        notice = self.instance.scheduling.get("preemptionNoticeDuration", {})
+        await self.cloud.clock.sleep(float(notice.get("seconds", 0)))
+        delete = self.instance.termination_action == "DELETE"
+        await (self.delete() if delete else self.stop())
+        operation.finish()
+
+    async def reset(self) -> None:
+        """The reset button: no notice, and up again; the status stays RUNNING."""
+        async with self._lock:
+            if self.instance.status is not Status.RUNNING:
+                return
+            self._cancel_boot()
+            await self.machine.kill()
+            self._boot = self.cloud.spawn(self._boot_guest())
+
+    async def maintain(self) -> None:
+        """A maintenance event: a spot instance is preempted, one that cannot migrate restarts."""
+        if self.instance.is_spot:
+            await self.preempt()
+            return
+        if self.instance.scheduling["onHostMaintenance"] == "MIGRATE":
+            await self._announce("MIGRATE_ON_HOST_MAINTENANCE")
+            await self.cloud.clock.sleep(self.cloud.settings.boot_seconds)
+        else:
+            await self._announce("TERMINATE_ON_HOST_MAINTENANCE")
+            await self.stop()
+            if not self.gone and self.instance.scheduling["automaticRestart"]:
+                await self.start()
+        await self._announce("NONE")
+
+    async def _announce(self, event: str) -> None:
+        self._maintenance_event = event
+        await self.metadata.changed()
+
+    async def metadata_changed(self) -> None:
+        """Attributes of the instance or the project are others now."""
+        await self.metadata.changed()
+
+    async def power_from_inside(self, action: str) -> None:
+        """``poweroff`` (``off``) or ``reboot``, called on the instance."""
+        if action == "reboot":
+            async with self._lock:
+                self._cancel_boot()
+                await self._shut_down()
+                self._boot = self.cloud.spawn(self._boot_guest())
+            return
+        operation = self._system_operation("compute.instances.guestTerminate")
+        await self.stop()
+        operation.finish()
+
+    async def erase(self) -> None:
+        """End and remove everything at once."""
+        self.gone = True
+        self._forget_plans()
+        await self.machine.kill()
+        await self.metadata.close()
+        self._doors.close()
+        await self.machine.remove()
+        instance = self.instance
+        self.cloud.tokens.forget(instance.name)
+        self.cloud.lives.pop((instance.zone, instance.name), None)
+        self.cloud.by_address.pop(self._doors.address, None)
+        for disk in instance.body["disks"]:
+            name = disk["source"].rsplit("/", 1)[-1]
+            if disk["autoDelete"]:
+                self.cloud.disks.pop((instance.zone, name), None)
+
+    async def _halt(self) -> None:
+        """To STOPPING, and until no process is left."""
+        was_running = self.instance.status is Status.RUNNING
+        self._forget_plans()
+        self.instance.advance(Status.STOPPING)
+        if was_running:
+            await self._shut_down()
+        await self.machine.kill()
+
+    async def _shut_down(self) -> None:
+        """SIGTERM to all and the shutdown script, at the same time, as systemd does both."""
+        seconds = self.cloud.settings.shutdown_seconds
+        if self.instance.is_spot:
+            seconds = min(seconds, _SPOT_SHUTDOWN_SECONDS)
+        self.machine.terminate()
+        script = self.cloud.spawn(self._run_script("shutdown-script"))
+        try:
+            await self.machine.gone(seconds)
+        finally:
+            script.cancel()
+        await self.machine.kill()
+
+    def _forget_plans(self) -> None:
+        self._cancel_boot()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    def _cancel_boot(self) -> None:
+        if self._boot is not None:
+            self._boot.cancel()
+
+    def _system_operation(self, kind: str) -> Operation:
+        instance = self.instance
+        operation = self.cloud.new_operation(
+            f"zones/{instance.zone}", kind, instance.path, instance.id, user="system"
+        )
+        operation.start()
+        return operation
+
+    # -- what the guest sees --------------------------------------------------------------------
+
+    def _environment(self) -> Mapping[str, str]:
+        handlers = self.cloud.handlers
+        assert handlers is not None
+        address, host = self._doors.address, self._doors.metadata_host
+        return {
+            "HOSTNAME": self.instance.name,
+            "GCE_METADATA_HOST": host,
+            "GCE_METADATA_IP": host,
+            "STORAGE_EMULATOR_HOST": f"http://{address}:{handlers.storage_port}",
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": (
+                f"http://{address}:{handlers.compute_port}/compute/v1/"
+            ),
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": (
+                f"http://{address}:{handlers.storage_port}/storage/v1/"
+            ),
+            "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "true",
+        }
+
+    def _attributes(self) -> dict[str, str]:
+        """The instance's metadata over the project's."""
+        return {**self.cloud.project_metadata.items, **self.instance.metadata}
+
+    @property
+    def guest_attributes_enabled(self) -> bool:
+        value = self._attributes().get("enable-guest-attributes", "")
+        return value.upper() == "TRUE"
+
+    def _put_guest_attribute(self, namespace: str, key: str, value: str) -> None:
+        if not self.guest_attributes_enabled:
+            raise PermissionError("Guest attributes endpoint access is disabled.")
+        self.instance.guest_attributes[namespace, key] = value
+
+    def _tree(self) -> Tree:
+        instance, project = self.instance, self.cloud.settings.project
+        guest: dict[str, dict[str, str]] = {}
+        for (namespace, key), value in instance.guest_attributes.items():
+            guest.setdefault(namespace, {})[key] = value
+        tree: dict[str, Any] = {
+            "instance": {
+                "attributes": dict(instance.metadata),
+                "cpu-platform": catalog.family(instance.machine_type)["cpuPlatform"],
+                "hostname": f"{instance.name}.{instance.zone}.c.{project}.internal",
+                "id": instance.id,
+                "image": instance.image.path,
+                "machine-type": (f"projects/{PROJECT_NUMBER}/machineTypes/{instance.machine_type}"),
+                "maintenance-event": self._maintenance_event,
+                "name": instance.name,
+                "network-interfaces": {
+                    "0": {
+                        "ip": self._doors.address,
+                        "access-configs": {
+                            "0": {"external-ip": self._doors.address, "type": "ONE_TO_ONE_NAT"}
+                        },
+                    }
+                },
+                "preempted": str(instance.preempted).upper(),
+                "scheduling": {
+                    "automatic-restart": str(instance.scheduling["automaticRestart"]).upper(),
+                    "on-host-maintenance": instance.scheduling["onHostMaintenance"],
+                    "preemptible": str(instance.is_spot).upper(),
+                },
+                "service-accounts": self._service_accounts(),
+                "tags": [*instance.body.get("tags", {}).get("items", [])],
+                "zone": f"projects/{PROJECT_NUMBER}/zones/{instance.zone}",
+            },
+            "project": {
+                "attributes": dict(self.cloud.project_metadata.items),
+                "numeric-project-id": PROJECT_NUMBER,
+                "project-id": project,
+            },
+        }
+        if self.guest_attributes_enabled:
+            tree["instance"]["guest-attributes"] = guest
+        return tree
+
+    def _service_accounts(self) -> Tree:
+        shown: Tree = {}
+        for account in self.instance.body["serviceAccounts"]:
+            entry = {
+                "aliases": ["default"],
+                "email": account["email"],
+                "scopes": list(account.get("scopes", [])),
+                "token": self._token,
+            }
+            shown["default"] = shown[account["email"]] = entry
+        return shown
+
+    def _token(self) -> dict[str, object]:
+        token = self.cloud.tokens.issue(self.instance.name, self.instance.scopes)
+        return {
+            "access_token": token.value,
+            "expires_in": LIFETIME_SECONDS,
+            "token_type": "Bearer",
+        }

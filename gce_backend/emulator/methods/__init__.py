@@ -1,0 +1,16 @@
+"""The methods of the API that are emulated, by the ids of the discovery document."""
+
+from __future__ import annotations
+
+from . import catalog, disks, images, instance_changes, instance_reads, operations, projects
+from .arguments import Method
+
+METHODS: dict[str, Method] = {
+    **catalog.METHODS,
+    **disks.METHODS,
+    **images.METHODS,
+    **instance_changes.METHODS,
+    **instance_reads.METHODS,
+    **operations.METHODS,
+    **projects.METHODS,
+}

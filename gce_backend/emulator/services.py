@@ -1,0 +1,81 @@
+"""The three HTTP services on their sockets: compute, storage, and each instance's metadata.
+
+A caller is known by the address it called: every instance has one of its own (``doors.py``).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiohttp import web
+
+from .api import Api, Request
+from .cloud import Cloud
+from .errors import ReplyLost
+from .life import Life
+from .storage_front import StorageFront
+
+_POWER = "/_emulator/power/"
+
+
+class Services:
+    """Turns aiohttp's requests into calls of the emulated services."""
+
+    def __init__(self, cloud: Cloud, front: StorageFront) -> None:
+        self._cloud = cloud
+        self._api = Api(cloud)
+        self._front = front
+
+    async def compute(self, request: web.BaseRequest) -> web.StreamResponse:
+        caller = self._caller(request)
+        if self._is_cut_off(caller):
+            return self._break(request)
+        try:
+            reply = await self._api.dispatch(
+                Request(
+                    method=request.method,
+                    path=request.rel_url.raw_path,
+                    query=dict(request.query),
+                    headers=request.headers,
+                    body=await request.read(),
+                    caller=caller,
+                )
+            )
+        except ReplyLost:
+            return self._break(request)
+        text = "" if reply.body is None else json.dumps(reply.body, indent=2)
+        return web.Response(status=reply.status, text=text, content_type="application/json")
+
+    async def storage(self, request: web.BaseRequest) -> web.StreamResponse:
+        caller = self._caller(request)
+        if self._is_cut_off(caller):
+            return self._break(request)
+        try:
+            return await self._front.serve(request, caller)
+        except ReplyLost:
+            return self._break(request)
+
+    async def metadata(self, request: web.BaseRequest) -> web.StreamResponse:
+        caller = self._caller(request)
+        if caller is None:
+            return web.Response(status=404)
+        if request.method == "POST" and request.path.startswith(_POWER):
+            # In the background: the process that asks is among those that end.
+            self._cloud.spawn(caller.power_from_inside(request.path.removeprefix(_POWER)))
+            return web.Response(text="ok\n")
+        return await caller.metadata.handle(request)
+
+    def _caller(self, request: web.BaseRequest) -> Life | None:
+        transport = request.transport
+        address: Any = transport.get_extra_info("sockname") if transport else None
+        return self._cloud.by_address.get(address[0]) if address else None
+
+    def _is_cut_off(self, caller: Life | None) -> bool:
+        return caller is not None and self._cloud.faults.network_is_cut(*caller.instance.names)
+
+    def _break(self, request: web.BaseRequest) -> web.Response:
+        """End the connection without an answer."""
+        if request.transport is not None:
+            request.transport.close()
+        return web.Response(status=500)
