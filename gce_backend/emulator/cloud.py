@@ -42,6 +42,7 @@ class Settings:
         shutdown_seconds: what processes get between SIGTERM and SIGKILL. Really 120, and 30 for
             spot.
         legacy_images: deprecated families (``pytorch-latest-cpu``) resolve.
+        isolated: instances get namespaces of their own; needs root, see ``isolation.py``.
     """
 
     root: Path
@@ -51,6 +52,7 @@ class Settings:
     ssh_seconds: float = 0.0
     shutdown_seconds: float = 2.0
     legacy_images: bool = False
+    isolated: bool = False
 
 
 @dataclass

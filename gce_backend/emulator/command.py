@@ -142,8 +142,10 @@ def _start_in_background(root: Path, buckets: tuple[str, ...], boot_seconds: flo
     words = [w for bucket in buckets for w in ("--bucket", bucket)]
     with (root / "emulator.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gce_backend.emulator.command", "start", "--foreground"]
-            + ["--root", str(root), "--boot-seconds", str(boot_seconds), *words],
+            [
+                *(sys.executable, "-m", "gce_backend.emulator.command", "start", "--foreground"),
+                *("--root", str(root), "--boot-seconds", str(boot_seconds), *words),
+            ],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,

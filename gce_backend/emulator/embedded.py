@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import secrets
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Coroutine
@@ -18,7 +14,7 @@ from typing import Any, TypeVar
 import aiohttp
 from aiohttp import web
 
-from . import leftovers
+from . import isolation, leftovers, roots
 from .calls import Call
 from .cloud import Cloud, Settings
 from .doors import Handlers
@@ -32,7 +28,6 @@ T = TypeVar("T")
 
 _START_SECONDS = 30.0
 _CALL_SECONDS = 60.0
-_MARK_FILE = "mark"
 
 
 class Emulator:
@@ -41,8 +36,11 @@ class Emulator:
     Args:
         root: where buckets are kept, for the next start as well; a temporary directory by default.
         project: the only project that exists.
-        boot_seconds: from the insert to the startup script.
-        legacy_images: deprecated image families resolve.
+        boot_seconds, ssh_seconds, shutdown_seconds, legacy_images, isolated: see
+            :class:`.cloud.Settings`.
+
+    Raises:
+        roots.RootInUse: another emulator runs on ``root``.
     """
 
     def __init__(
@@ -51,13 +49,19 @@ class Emulator:
         *,
         project: str = "emulator-project",
         boot_seconds: float = 0.2,
+        ssh_seconds: float = 0.0,
+        shutdown_seconds: float = 2.0,
         legacy_images: bool = False,
+        isolated: bool | None = None,
     ) -> None:
         self._root = root
-        self._options = {
+        self._options: dict[str, Any] = {
             "project": project,
             "boot_seconds": boot_seconds,
+            "ssh_seconds": ssh_seconds,
+            "shutdown_seconds": shutdown_seconds,
             "legacy_images": legacy_images,
+            "isolated": isolation.is_permitted() if isolated is None else isolated,
         }
         self.compute_url = ""
         self.storage_url = ""
@@ -67,13 +71,10 @@ class Emulator:
     def __enter__(self) -> Emulator:
         self._temporary = None if self._root else tempfile.mkdtemp(prefix="gce-emulator-")
         root = self._root or Path(str(self._temporary))
-        root.mkdir(parents=True, exist_ok=True)
-        _end_predecessor(root)
-        mark = secrets.token_hex(8)
-        (root / _MARK_FILE).write_text(mark)
-        doomed = [str(root / "instances"), str(root / "spool")]
-        self._watchdog, self._pipe = _start_watchdog(mark, [*doomed, *_given(self._temporary)])
-        self._settings = Settings(root=root.absolute(), mark=mark, **self._options)  # type: ignore[arg-type]
+        mark = roots.claim(root)
+        doomed = [root / "instances", root / "spool"] if self._root else [root]
+        self._watchdog = roots.Watchdog(mark, doomed)
+        self._settings = Settings(root=root.absolute(), mark=mark, **self._options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gce-emulator")
         self._thread.start()
@@ -90,19 +91,11 @@ class Emulator:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        leftovers.kill_all(lambda: self._marked())
-        for directory in ("instances", "spool"):
-            shutil.rmtree(self._settings.root / directory, ignore_errors=True)
-        (self._settings.root / _MARK_FILE).unlink(missing_ok=True)
+        leftovers.kill_all(lambda: leftovers.marked(self._settings.mark))
+        roots.release(self._settings.root)
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        leftovers.farewell(self._pipe)
-        os.close(self._pipe)
-        self._watchdog.wait()
-
-    def _marked(self) -> list[int]:
-        pids = leftovers.marked(self._settings.mark)
-        return [pid for pid in pids if pid != self._watchdog.pid]
+        self._watchdog.dismiss()
 
     async def _start(self) -> None:
         root = self._settings.root
@@ -143,13 +136,17 @@ class Emulator:
         if hasattr(self, "_cloud"):
             await self._cloud.close()
         for handler in getattr(self, "_web_servers", []):
-            await handler.shutdown(timeout=1)
+            await handler.shutdown(timeout=0.1)
         if hasattr(self, "_gcs"):
             await self._gcs.stop()
         if hasattr(self, "_session"):
             await self._session.close()
 
     # -- what tests and commands ask for --------------------------------------------------------
+
+    @property
+    def root(self) -> Path:
+        return self._settings.root
 
     @property
     def project(self) -> str:
@@ -162,6 +159,7 @@ class Emulator:
             "GOOGLE_CLOUD_PROJECT": self.project,
             "STORAGE_EMULATOR_HOST": self.storage_url,
             "CLOUDSDK_CORE_PROJECT": self.project,
+            "CLOUDSDK_CONFIG": str(self.root / "gcloud"),
             "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
             "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "1",
             "CLOUDSDK_CORE_CHECK_GCE_METADATA": "0",
@@ -202,6 +200,10 @@ class Emulator:
         """Move the emulator's clock forward."""
         self._loop.call_soon_threadsafe(self._cloud.clock.advance, seconds)
 
+    def now(self) -> float:
+        """Unix seconds by the emulator's clock."""
+        return self._cloud.clock.now()
+
     def power_off(self, name: str) -> None:
         """Cut the power of an instance: no notice, no shutdown script."""
         self._do(self._life(name).power_off())
@@ -229,28 +231,3 @@ class Emulator:
 
     def _do(self, work: Coroutine[Any, Any, T], seconds: float = _CALL_SECONDS) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
-
-
-def _given(directory: str | None) -> list[str]:
-    return [directory] if directory else []
-
-
-def _end_predecessor(root: Path) -> None:
-    """End what an emulator that was killed, and its watchdog too, left on this root."""
-    with contextlib.suppress(FileNotFoundError):
-        mark = (root / _MARK_FILE).read_text()
-        leftovers.kill_all(lambda: leftovers.marked(mark))
-        for directory in ("instances", "spool"):
-            shutil.rmtree(root / directory, ignore_errors=True)
-
-
-def _start_watchdog(mark: str, doomed: list[str]) -> tuple[subprocess.Popen[bytes], int]:
-    """A process that cleans up when this one dies; told so through a pipe that closes."""
-    reading, writing = os.pipe()
-    watchdog = subprocess.Popen(
-        [sys.executable, "-I", "-S", leftovers.__file__, mark, *doomed],
-        stdin=reading,
-        start_new_session=True,
-    )
-    os.close(reading)
-    return watchdog, writing

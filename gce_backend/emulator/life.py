@@ -41,6 +41,7 @@ class Life:
             cloud.settings.root / "instances" / instance.zone / instance.name,
             f"{cloud.settings.mark}/{instance.id}",
             self._environment(),
+            isolated=cloud.settings.isolated,
         )
         cloud.lives[instance.zone, instance.name] = self
         cloud.by_address[doors.address] = self
@@ -67,14 +68,14 @@ class Life:
         await self.cloud.clock.sleep(quarter)
         self.instance.advance(Status.STAGING)
         await self.cloud.clock.sleep(quarter)
-        self._furnish()
+        await self._furnish()
         self.instance.advance(Status.RUNNING)
         self._limit_run_time()
         await self.metadata.changed()
 
-    def _furnish(self) -> None:
+    async def _furnish(self) -> None:
         machine = self.machine
-        machine.make_directories()
+        await machine.turn_on(self.instance.name, self._doors.address)
         python = standins.image_python(self.instance.image, machine.directory)
         standins.install(
             machine.bin,
@@ -166,6 +167,7 @@ class Life:
                 return
             self._cancel_boot()
             await self.machine.kill()
+            await self._furnish()
             self._boot = self.cloud.spawn(self._boot_guest())
 
     async def maintain(self) -> None:
@@ -197,6 +199,7 @@ class Life:
             async with self._lock:
                 self._cancel_boot()
                 await self._shut_down()
+                await self._furnish()
                 self._boot = self.cloud.spawn(self._boot_guest())
             return
         operation = self._system_operation("compute.instances.guestTerminate")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from . import leftovers
 
-_STATE = "emulator.json"
+_STATE = "holder.json"
 # What does not outlive the emulator; buckets do.
-_FLEETING = ("instances", "uploads")
+_FLEETING = ("instances", "spool")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class Holder:
     pid: int
     started: int  # clock ticks since boot
     mark: str
-    environment: dict[str, str]
 
     @property
     def is_alive(self) -> bool:
@@ -59,7 +58,7 @@ def claim(root: Path) -> str:
         )
     clean(root)
     mark = secrets.token_hex(8)
-    write(root, mark, {})
+    _write(root, mark)
     return mark
 
 
@@ -71,17 +70,10 @@ def clean(root: Path) -> None:
     release(root)
 
 
-def publish(root: Path, environment: dict[str, str]) -> None:
-    """Replace the environment written down, which this process holds."""
-    found = holder(root)
-    assert found is not None
-    write(root, found.mark, environment)
-
-
-def write(root: Path, mark: str, environment: dict[str, str]) -> None:
-    """Write this process down as the holder, with the environment clients need."""
+def _write(root: Path, mark: str) -> None:
+    """Write this process down as the holder."""
     pid = os.getpid()
-    state = Holder(pid, leftovers.start_time(pid), mark, environment)
+    state = Holder(pid, leftovers.start_time(pid), mark)
     file = root / f"{_STATE}.new"
     file.write_text(json.dumps(asdict(state), indent=1))
     file.replace(root / _STATE)

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from .api import Api, Request
 from .cloud import Cloud
+from .control import Control
 from .errors import ReplyLost
 from .life import Life
 from .storage_front import StorageFront
@@ -26,9 +27,12 @@ class Services:
         self._cloud = cloud
         self._api = Api(cloud)
         self._front = front
+        self._control = Control(cloud)
 
     async def compute(self, request: web.BaseRequest) -> web.StreamResponse:
         caller = self._caller(request)
+        if request.path.startswith("/_emulator/"):
+            return await self._control.handle(request)
         if self._is_cut_off(caller):
             return self._break(request)
         try:
@@ -38,7 +42,7 @@ class Services:
                     path=request.rel_url.raw_path,
                     query=dict(request.query),
                     headers=request.headers,
-                    body=await request.read(),
+                    body=await request.content.read(),
                     caller=caller,
                 )
             )

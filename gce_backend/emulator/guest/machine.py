@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from .. import leftovers
+from .. import isolation, leftovers
 from .process import Process
 
 # An instance sits in this machine's network: what the machine needs to reach a package index,
@@ -37,17 +37,23 @@ class Machine:
     """Directory and processes of one instance.
 
     Args:
+        isolated: with namespaces of its own, made by :meth:`turn_on`.
         directory: everything the instance has; removed with it.
         mark: ``EMULATOR/INSTANCE``, found in the environment of all its processes.
         environment: variables particular to this instance.
     """
 
-    def __init__(self, directory: Path, mark: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, mark: str, environment: Mapping[str, str], *, isolated: bool = False
+    ) -> None:
         self.directory = directory
         self._mark = mark
         self._own_environment = dict(environment)
         self._sessions: set[int] = set()
         self._children: list[Process] = []
+        self._isolated = isolated
+        self._holder: Process | None = None
+        self._first_pid = 0  # process 1 of the instance, seen from outside
 
     @property
     def bin(self) -> Path:
@@ -64,6 +70,27 @@ class Machine:
     def make_directories(self) -> None:
         for name in (self.bin, self.home, self.directory / "tmp", self.directory / "state"):
             name.mkdir(parents=True, exist_ok=True)
+
+    async def turn_on(self, name: str, metadata_address: str) -> None:
+        """Make the directories, and the namespaces where wanted.
+
+        Raises:
+            TimeoutError: the namespaces do not stand within 10 s.
+        """
+        self.make_directories()
+        if not self._isolated:
+            return
+        ready = self.directory / "ready"
+        ready.unlink(missing_ok=True)
+        command = isolation.holder(self.directory, name, metadata_address)
+        with self.serial_file.open("ab") as serial:
+            self._holder = self._start(command, output=serial)
+        deadline = time.monotonic() + 10
+        while not ready.exists():
+            if time.monotonic() > deadline or not self._holder.is_alive:
+                raise TimeoutError(f"{name}: no namespaces after 10 s, see {self.serial_file}")
+            await asyncio.sleep(0.005)
+        self._first_pid = isolation.child_of(self._holder.pid) or 0
 
     def environment(self) -> dict[str, str]:
         """What a process of the instance starts with: nothing of ours but the network's."""
@@ -94,6 +121,17 @@ class Machine:
         extra: Mapping[str, str] | None = None,
     ) -> Process:
         """Start a process of the instance, in its home directory."""
+        if self._first_pid:
+            arguments = isolation.inside(self._first_pid, self.home, arguments)
+        return self._start(arguments, output=output, extra=extra)
+
+    def _start(
+        self,
+        arguments: Sequence[str],
+        *,
+        output: IO[bytes] | int | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> Process:
         process = Process(
             arguments,
             environment={**self.environment(), **(extra or {})},
@@ -116,14 +154,22 @@ class Machine:
 
     def terminate(self) -> None:
         """SIGTERM to all, as an operating system going down sends it."""
-        for pid in self.pids():
+        for pid in self._guest_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+
+    def _guest_pids(self) -> list[int]:
+        """Those of the guest itself: without process 1 and what leads into its namespaces."""
+        pids = self.pids()
+        if not self._first_pid:
+            return pids
+        ours = {self._first_pid, *(child.pid for child in self._children)}
+        return [pid for pid in pids if pid not in ours]
 
     async def gone(self, seconds: float) -> bool:
         """Whether all processes ended by themselves within ``seconds``."""
         deadline = time.monotonic() + seconds
-        while self.pids():
+        while self._guest_pids():
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(0.02)
@@ -136,6 +182,7 @@ class Machine:
             TimeoutError: some are alive after ``seconds``.
         """
         deadline = time.monotonic() + seconds
+        self._holder, self._first_pid = None, 0
         while pids := self.pids():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
