@@ -95,7 +95,7 @@ class State:
             for leftover in self.root.iterdir():
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
-                elif leftover != self.spec:
+                elif leftover not in (self.spec, self.root / "agent.pyz"):
                     leftover.unlink()
         self.memory = Memory(run_id=run_id, attempt=attempt, started_at=time.time())
         self.save()

@@ -227,7 +227,7 @@ class ControlPlane:
             return hashlib.md5(json.dumps(self.attributes).encode()).hexdigest()[:16]
 
         with self.changed:
-            if query.get("last_etag") == etag():
+            if query.get("last_etag", etag()) == etag():
                 self.changed.wait(float(query.get("timeout_sec", 60)))
             return 200, json.dumps(self.attributes), etag()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 import time
 from typing import Any
@@ -190,6 +192,42 @@ def test_an_object_that_vanishes_before_the_proof_is_uploaded_again(
     assert status["verified"]
     assert instance.bucket.get(name) == b"x" * 10
 
+
+def test_sigterm_brings_what_there_is_to_the_bucket_and_ends_nothing(
+    instance: TestInstance,
+) -> None:
+    """As at a shutdown: trainer and agent get it at the same time, and the disk may be lost."""
+    instance.submit("python train.py", {"train.py": SAVING})
+    instance.start()
+    wait_for(lambda: "ready" in instance.log, "the trainer is ready")
+    pid = int((instance.state / "trainer" / "process").read_text().splitlines()[1].split()[0])
+    assert instance.process is not None
+    os.killpg(pid, signal.SIGTERM)
+    instance.process.terminate()
+    instance.process.wait(30)
+
+    assert instance.process.returncode == 128 + signal.SIGTERM
+    assert instance.status is None and not instance.plane.deleted
+    assert [record["body"]["key"] for record in instance.journal] == ["last"]
+    assert "saved\n" in instance.log
+
+
+# Writes a last tag when it is told to end.
+SAVING = """
+import json, os, signal, sys, time, urllib.request
+def leave(number, frame):
+    body = {"run_id": os.environ["MLFLOW_RUN_ID"], "key": "last", "value": "1"}
+    request = urllib.request.Request(
+        os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/set-tag",
+        data=json.dumps(body).encode(), method="POST")
+    request.add_header("Authorization", "Bearer " + os.environ["MLFLOW_TRACKING_TOKEN"])
+    urllib.request.urlopen(request, timeout=5).read()
+    print("saved", flush=True)
+    sys.exit(1)
+signal.signal(signal.SIGTERM, leave)
+print("ready", flush=True)
+time.sleep(60)
+"""
 
 # The second attempt's trainer: what does the relay know of the first?
 HISTORY = """
