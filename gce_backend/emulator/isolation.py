@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-_HIDDEN = (Path("/tmp"), Path("/home"))
+HIDDEN = (Path("/tmp"), Path("/home"))
 _NAMESPACES = ("--mount", "--uts", "--pid")
 
 
@@ -60,7 +60,7 @@ def _unshare() -> list[str]:
 def _setup(directory: Path, name: str, metadata_address: str) -> str:
     lines = ["set -e", f"hostname {shlex.quote(name)}"]
     kept = sorted({directory, Path(sys.prefix), Path(sys.base_prefix)})
-    for hidden in _HIDDEN:
+    for hidden in HIDDEN:
         own = directory / hidden.name
         for path in kept:
             if path.is_relative_to(hidden):

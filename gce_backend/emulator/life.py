@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from . import catalog
 from .cloud import PROJECT_NUMBER, Cloud, InstanceVanished
 from .doors import Doors
 from .faults import FaultKind
 from .guest import standins
+from .guest.keys import authorized_keys
 from .guest.machine import Machine
 from .guest.metadata import Metadata, Tree
 from .instances import Instance, Status
 from .operations import Operation
 from .tokens import LIFETIME_SECONDS
+
+if TYPE_CHECKING:
+    from .guest.ssh import SshServer
 
 _SPOT_SHUTDOWN_SECONDS = 30.0  # Google, "Preemption process"
 
@@ -35,6 +40,8 @@ class Life:
         self._lock = asyncio.Lock()
         self._boot: asyncio.Task[None] | None = None  # provisioning, then the guest's boot
         self._expiry: asyncio.Task[None] | None = None
+        self._ssh: SshServer | None = None
+        self._ssh_opening: asyncio.Task[None] | None = None
         self._maintenance_event = "NONE"
         self.metadata = Metadata(self._tree, self._put_guest_attribute)
         self.machine = Machine(
@@ -87,8 +94,37 @@ class Life:
     async def _boot_guest(self) -> None:
         await self.cloud.clock.sleep(self.cloud.settings.boot_seconds / 2)
         self.machine.log(f"{self.instance.name} login: (emulated {self.instance.image.name})")
+        await self._open_ssh()
         if not self.cloud.faults.take_guest(FaultKind.NO_STARTUP_SCRIPT, *self.instance.names):
             await self._run_script("startup-script")
+
+    async def _open_ssh(self) -> None:
+        """Host keys first, as the guest agent does it; then, after its time, the port."""
+        if self.cloud.faults.take_guest(FaultKind.NO_SSH, *self.instance.names):
+            return
+        # Imported here, in a thread: it takes longer than all the rest of a boot.
+        ssh = await asyncio.to_thread(import_module, ".guest.ssh", __package__)
+        if self._ssh is None:
+            names = self.instance.names
+            self._ssh = ssh.SshServer(
+                self.machine, self._keys_of, lambda: self.cloud.faults.network_is_cut(*names)
+            )
+        if self.guest_attributes_enabled:
+            kind, key = self._ssh.host_key
+            self.instance.guest_attributes["hostkeys", kind] = key
+        self._ssh_opening = self.cloud.spawn(self._listen_for_ssh(self._ssh))
+
+    async def _listen_for_ssh(self, ssh: SshServer) -> None:
+        await self.cloud.clock.sleep(self.cloud.settings.ssh_seconds)
+        await ssh.listen(self._doors.address)
+
+    def _keys_of(self, user: str) -> list[str]:
+        return authorized_keys(
+            user,
+            self.instance.metadata,
+            self.cloud.project_metadata.items,
+            self.cloud.clock.now(),
+        )
 
     async def _run_script(self, attribute: str) -> None:
         text = self._attributes().get(attribute)
@@ -252,8 +288,12 @@ class Life:
             self._expiry = None
 
     def _cancel_boot(self) -> None:
-        if self._boot is not None:
-            self._boot.cancel()
+        """The guest does not come up any further; SSH is gone with it."""
+        for task in (self._boot, self._ssh_opening):
+            if task is not None:
+                task.cancel()
+        if self._ssh is not None:
+            self._ssh.close()
 
     def _system_operation(self, kind: str) -> Operation:
         instance = self.instance

@@ -63,6 +63,21 @@ class Machine:
     def home(self) -> Path:
         return self.directory / "home" / "root"
 
+    def home_of(self, user: str) -> Path:
+        """A user's home, made when it is asked for. All users are one, named differently."""
+        home = self.directory / "home" / Path(user).name
+        home.mkdir(parents=True, exist_ok=True)
+        return home
+
+    def outside(self, path: Path) -> Path:
+        """Where a path that the instance names is, seen from outside."""
+        if not self._first_pid or path.is_relative_to(self.directory):
+            return path
+        for hidden in isolation.HIDDEN:
+            if path.is_relative_to(hidden):
+                return self.directory / hidden.name / path.relative_to(hidden)
+        return path
+
     @property
     def serial_file(self) -> Path:
         return self.directory / "serial1"
@@ -84,7 +99,14 @@ class Machine:
         ready.unlink(missing_ok=True)
         command = isolation.holder(self.directory, name, metadata_address)
         with self.serial_file.open("ab") as serial:
-            self._holder = self._start(command, output=serial)
+            self._holder = self._adopt(
+                Process(
+                    command,
+                    environment=self.environment(),
+                    directory=self.directory,
+                    output=serial,
+                )
+            )
         deadline = time.monotonic() + 10
         while not ready.exists():
             if time.monotonic() > deadline or not self._holder.is_alive:
@@ -119,25 +141,26 @@ class Machine:
         *,
         output: IO[bytes] | int | None = None,
         extra: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+        piped: bool = False,
+        terminal: int | None = None,
     ) -> Process:
-        """Start a process of the instance, in its home directory."""
+        """Start a process of the instance, in root's home if not elsewhere; see Process."""
+        where = directory or self.home
         if self._first_pid:
-            arguments = isolation.inside(self._first_pid, self.home, arguments)
-        return self._start(arguments, output=output, extra=extra)
-
-    def _start(
-        self,
-        arguments: Sequence[str],
-        *,
-        output: IO[bytes] | int | None = None,
-        extra: Mapping[str, str] | None = None,
-    ) -> Process:
-        process = Process(
-            arguments,
-            environment={**self.environment(), **(extra or {})},
-            directory=self.home,
-            output=output,
+            arguments = isolation.inside(self._first_pid, where, arguments)
+        return self._adopt(
+            Process(
+                arguments,
+                environment={**self.environment(), **(extra or {})},
+                directory=where,
+                output=output,
+                piped=piped,
+                terminal=terminal,
+            )
         )
+
+    def _adopt(self, process: Process) -> Process:
         self._children.append(process)
         self._sessions.add(process.pid)
         return process

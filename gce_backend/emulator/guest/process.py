@@ -15,6 +15,7 @@ from typing import IO
 class Process:
     """A process in a session of its own.
 
+    Its streams: nothing and ``output``; with ``piped``, pipes; with ``terminal``, that one.
     Waiting goes through a pidfd, for asyncio's own children want the main thread on Python 3.11.
     """
 
@@ -25,17 +26,32 @@ class Process:
         environment: Mapping[str, str],
         directory: Path,
         output: IO[bytes] | int | None = None,
+        piped: bool = False,
+        terminal: int | None = None,
     ) -> None:
+        streams: dict[str, IO[bytes] | int | None] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": output,
+            "stderr": subprocess.STDOUT if output is not None else None,
+        }
+        if piped:
+            streams = dict.fromkeys(streams, subprocess.PIPE)
+        elif terminal is not None:
+            streams = dict.fromkeys(streams, terminal)
         self._popen = subprocess.Popen(
             list(arguments),
             env=dict(environment),
             cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT if output is not None else None,
+            stdin=streams["stdin"],
+            stdout=streams["stdout"],
+            stderr=streams["stderr"],
             start_new_session=True,
+            bufsize=0,
         )
         self.pid = self._popen.pid
+        # With ``piped``: our ends of the pipes.
+        self.stdin, self.stdout = self._popen.stdin, self._popen.stdout
+        self.stderr = self._popen.stderr
 
     @property
     def is_alive(self) -> bool:
