@@ -13,7 +13,6 @@ from typing import Any
 
 from gce_backend.errors import (
     ComputeError,
-    ConfigError,
     GceBackendError,
     InstanceNotFound,
     NoCapacity,
@@ -91,12 +90,12 @@ def from_operation(what: str, operation: Mapping[str, Any]) -> ComputeError | No
     return _by_code(message, status, codes)
 
 
-def _from_http(what: str, error: Any) -> ComputeError | ConfigError:
+def _from_http(what: str, error: Any) -> ComputeError:
     message = f"{what}: {error.code} {error.message}"
     return _by_code(message, int(error.code or 0), _reasons(error))
 
 
-def _by_code(message: str, status: int, codes: set[str]) -> ComputeError | ConfigError:
+def _by_code(message: str, status: int, codes: set[str]) -> ComputeError:
     if codes & _NO_CAPACITY:
         return NoCapacity(message)
     if codes & _QUOTA:

@@ -93,8 +93,8 @@ class Follower:
             self._heed_signals()
             # The instance first: when it is gone, everything it wrote is readable.
             gone = self._instance_is_gone()
-            self._print_log()
             self._show_phases()
+            self._print_log()
             if (status := self._storage.read_json(self._submission.paths.status)) is not None:
                 self._print_log()
                 self._show_last_phase(status)

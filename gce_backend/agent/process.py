@@ -66,6 +66,8 @@ def trainer_variables(
         MLFLOW_TRACKING_TOKEN=token,
         MLFLOW_EXPERIMENT_ID=str(spec.experiment["experiment_id"]),
         MLFLOW_DISABLE_TELEMETRY="true",
+        # The links MLflow prints would lead to the relay, which nobody else can open.
+        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
         PYTHONUNBUFFERED="1",
         GIT_PYTHON_REFRESH="quiet",
     )

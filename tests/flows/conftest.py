@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from gce_backend.compute import Compute
 from gce_backend.emulator import Emulator
 
 PROJECTS = Path(__file__).parent.parent / "projects"
@@ -46,9 +47,10 @@ def emulator(_emulator: Emulator) -> Iterator[Emulator]:
     _emulator.clear_faults()
     yield _emulator
     _emulator.clear_faults()
-    left = [instance["name"] for instance in _emulator.instances()]
-    for name in left:
-        _emulator.power_off(name)
+    left = [(i["zone"].rpartition("/")[2], i["name"]) for i in _emulator.instances()]
+    compute = Compute(_emulator.env["GOOGLE_CLOUD_PROJECT"], endpoint=_emulator.compute_url)
+    for zone, name in left:
+        compute.delete(zone, name)
     assert left == [], "an instance outlived its story"
 
 

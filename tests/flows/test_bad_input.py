@@ -3,6 +3,8 @@
 import pytest
 from conftest import CHECKOUT, PROJECTS
 
+from gce_backend.emulator import Fault
+
 PLAIN = PROJECTS / "plain"
 
 WRONG = {
@@ -36,6 +38,19 @@ def test_bad_input_is_refused_before_an_instance_exists(cloud, name):
 
     assert code == 1, output
     assert message in output
+    assert "Traceback" not in output
+    assert cloud.inserts() == []
+
+
+def test_a_bucket_that_refuses_is_named_with_the_role_that_is_missing(cloud):
+    fault = Fault("forbidden", "storage.*", f"{cloud.bucket}*", times=None)
+    cloud.emulator.inject(fault)
+
+    code, output = cloud.mlflow_run(PLAIN)
+
+    assert code == 1, output
+    assert cloud.bucket in output
+    assert "gcloud storage buckets add-iam-policy-binding" in output
     assert "Traceback" not in output
     assert cloud.inserts() == []
 

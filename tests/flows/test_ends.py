@@ -57,23 +57,35 @@ def test_ctrl_c_cancels_saves_and_deletes(cloud):
     assert cloud.emulator.instances() == []
 
 
-@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGHUP"], ["SIGINT", "SIGINT"]])
-def test_a_detached_run_goes_on_and_can_be_stopped(cloud, signals):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_detached_run_goes_on_and_can_be_stopped(cloud, number):
     following = cloud.start_run(PLAIN, *LONG)
     following.wait_for("step 2 of")
 
-    if signals == ["SIGINT", "SIGINT"]:
-        following.send(signal.SIGINT)
-        following.send(signal.SIGINT)
-        expected = 130
-    else:
-        following.send(getattr(signal, signals[0]))
-        expected = 128 + getattr(signal, signals[0])
+    following.send(number)
 
-    assert following.end() == expected, following.text
+    assert following.end() == 128 + number, following.text
     run = cloud.only_run()
     assert f"mlflow-gce attach {run.info.run_id}" in following.text
     code, output = cloud.mlflow_gce("stop", run.info.run_id)
+    assert code == 0, output
+    assert cloud.only_run().info.status == "KILLED"
+
+
+def test_a_second_ctrl_c_leaves_without_waiting_and_the_cancel_goes_on(cloud):
+    """The trainer ignores SIGTERM, so that the first Ctrl-C takes its time."""
+    following = cloud.start_run(PLAIN, "-e", "stubborn", *LONG, "-P", "gce.grace_seconds=4")
+    following.wait_for("step 2 of")
+
+    following.send(signal.SIGINT)
+    following.wait_for("cancelling")
+    following.send(signal.SIGINT)
+
+    assert following.end(seconds=3) == 130, following.text
+    run_id = cloud.only_run().info.run_id
+    assert f"mlflow-gce attach {run_id}" in following.text
+    wait_until(lambda: cloud.emulator.instances() == [], what="the instance's own deletion")
+    code, output = cloud.mlflow_gce("sync", run_id)
     assert code == 0, output
     assert cloud.only_run().info.status == "KILLED"
 
@@ -130,7 +142,7 @@ def test_results_that_are_missing_keep_the_instance_and_say_so(cloud):
 def test_a_failing_delete_is_an_error_that_names_the_instance(cloud):
     from gce_backend.emulator import Fault
 
-    cloud.emulator.inject(Fault("delete", "instances", kind="permission_denied"))
+    cloud.emulator.inject(Fault("forbidden", "instances.delete", times=None))
 
     code, output = cloud.mlflow_run(PLAIN)
 
@@ -140,6 +152,28 @@ def test_a_failing_delete_is_an_error_that_names_the_instance(cloud):
     cloud.emulator.clear_faults()
     code, output = cloud.mlflow_gce("stop", "--now", cloud.only_run().info.run_id)
     assert code == 0, output
+
+
+def test_a_model_that_cannot_be_logged_after_the_training_loses_nothing_else(cloud, tmp_path):
+    """MLflow refuses PyTorch's new format without an input example, and only then."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "train.py").write_text(
+        "import mlflow, torch\n"
+        "with mlflow.start_run():\n"
+        "    mlflow.log_metric('loss', 0.5, step=1)\n"
+        "    model = torch.nn.Linear(1, 1)\n"
+        "    torch.save(model.state_dict(), 'weights.pt')\n"
+        "    mlflow.pytorch.log_model(model, name='m', serialization_format='pt2')\n"
+    )
+
+    code, output = cloud.mlflow_run(project, "-e", "train.py")
+
+    assert code == 1, output
+    assert "input_example" in output.partition("exited nonzero")[2]
+    run = cloud.only_run()
+    assert (run.info.status, run.data.metrics["loss"]) == ("FAILED", 0.5)
+    assert artifact(cloud, run, "workdir/weights.pt")
 
 
 def test_this_projects_own_trainer_fails_readably_on_a_value_only_it_knows(cloud):

@@ -9,7 +9,7 @@ TWO_ZONES = ["-P", "gce.zones=[europe-west1-b,europe-west4-a]"]
 
 
 def test_a_full_zone_is_passed_over(cloud):
-    cloud.emulator.inject(Fault("insert", "instances", kind="no_capacity", times=1))
+    cloud.emulator.inject(Fault("no_capacity"))
 
     code, output = cloud.mlflow_run(PLAIN, *TWO_ZONES)
 
@@ -19,7 +19,7 @@ def test_a_full_zone_is_passed_over(cloud):
 
 
 def test_when_every_zone_is_full_the_run_fails_and_nothing_bills(cloud):
-    cloud.emulator.inject(Fault("insert", "instances", kind="no_capacity"))
+    cloud.emulator.inject(Fault("no_capacity", times=None))
 
     code, output = cloud.mlflow_run(PLAIN, *TWO_ZONES)
 
