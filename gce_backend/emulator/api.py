@@ -122,9 +122,9 @@ class Api:
         status = 0
         try:
             answer = await self._serve(request, body, place)
-            reply = Reply(200, answer)
-            status = reply.status
-            return reply
+            self._cloud.end(place, answer=answer)
+            status = 200
+            return Reply(status, answer)
         except ApiError as error:
             status = error.code
             return Reply(error.code, error.body())

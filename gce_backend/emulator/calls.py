@@ -18,7 +18,8 @@ class Call:
         body: the request's JSON (compute only).
         status: HTTP status; 0 when the reply was lost, None while the call is being served.
         name: the API's method, for example ``instances.insert`` or ``storage.objects.delete``.
-        caller: the instance whose token came with the call; empty for a client.
+        caller: the instance it came from; empty for a client.
+        answer: the JSON it was answered with (compute only).
     """
 
     at: float
@@ -30,3 +31,4 @@ class Call:
     status: int | None
     name: str = ""
     caller: str = ""
+    answer: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ holds the instance's lock; a stop or a delete that comes during the boot ends th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -275,10 +276,10 @@ class Life:
             seconds = min(seconds, _SPOT_SHUTDOWN_SECONDS)
         self.machine.terminate()
         script = self.cloud.spawn(self._run_script("shutdown-script"))
-        try:
-            await self.machine.gone(seconds)
-        finally:
-            script.cancel()
+        deadline = time.monotonic() + seconds
+        await asyncio.wait([script], timeout=seconds)
+        script.cancel()
+        await self.machine.gone(deadline - time.monotonic())
         await self.machine.kill()
 
     def _forget_plans(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from . import catalog, disks, images, instance_changes, instance_reads, operations, projects
+from . import bulk, catalog, disks, images, instance_changes, instance_reads, operations, projects
 from .arguments import Method
 
 METHODS: dict[str, Method] = {
+    **bulk.METHODS,
     **catalog.METHODS,
     **disks.METHODS,
     **images.METHODS,

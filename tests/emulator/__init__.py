@@ -1,0 +1,1 @@
+"""Tests of the emulator, by real clients where there are any."""
