@@ -21,7 +21,7 @@ from yarl import URL
 from .calls import Call
 from .cloud import Cloud
 from .errors import ApiError, ReplyLost, invalid
-from .faults import FaultKind, answer_error
+from .faults import Fault, FaultKind, answer_error
 from .gcs_server import GcsServer
 from .life import Life
 from .storage_calls import StorageCall, classify
@@ -75,6 +75,9 @@ class StorageFront:
             return answer
         except ApiError as error:
             status = error.code
+            # A client that is still sending would see a broken connection, not the answer.
+            async for _ in request.content.iter_chunked(_PIECE):
+                pass
             return web.json_response(error.body(), status=error.code)
         finally:
             self._cloud.end(place, status=status)
@@ -82,25 +85,31 @@ class StorageFront:
     async def _answer(self, request: web.BaseRequest, call: StorageCall) -> web.StreamResponse:
         token = self._cloud.tokens.authenticate(request.headers.get("Authorization"))
         check_scope(token, "storage", writes=request.method not in ("GET", "HEAD"))
-        fault = self._cloud.faults.take_answer(call.name, *self._names(request, call))
-        if fault is not None:
-            if fault.kind is FaultKind.SLOW:
-                await asyncio.sleep(fault.seconds)
-            elif fault.kind is FaultKind.REPLY_LOST_BEFORE:
-                raise ReplyLost
-            elif (error := answer_error(fault)) is not None:
-                raise error
+        if call.is_upload and not self._name(request):
+            return await self._route(request, call)  # strikes once the name is read
+        names = (call.bucket, f"{call.bucket}/{self._name(request)}")
+        fault = await self._strike(call.name, names if call.is_upload else call.names)
         answer = await self._route(request, call)
-        if fault is not None and fault.kind is FaultKind.REPLY_LOST_AFTER:
-            raise ReplyLost
+        _lose_reply(fault)
         return answer
 
-    def _names(self, request: web.BaseRequest, call: StorageCall) -> tuple[str, ...]:
-        """An upload's object is in its query, or known from its session."""
-        name = request.query.get("name", "")
-        if call.is_upload and (upload := self._uploads.get(request.query.get("upload_id", ""))):
-            name = upload.name
-        return (call.bucket, f"{call.bucket}/{name}") if name else call.names
+    async def _strike(self, name: str, names: tuple[str, ...]) -> Fault | None:
+        """What an injected fault does before a call takes effect; gives it for the time after."""
+        fault = self._cloud.faults.take_answer(name, *names)
+        if fault is None:
+            return None
+        if fault.kind is FaultKind.SLOW:
+            await asyncio.sleep(fault.seconds)
+        elif fault.kind is FaultKind.REPLY_LOST_BEFORE:
+            raise ReplyLost
+        elif (error := answer_error(fault)) is not None:
+            raise error
+        return fault
+
+    def _name(self, request: web.BaseRequest) -> str:
+        """An upload's object, where it is in the query or known from its session."""
+        upload = self._uploads.get(request.query.get("upload_id", ""))
+        return upload.name if upload else request.query.get("name", "")
 
     async def _route(self, request: web.BaseRequest, call: StorageCall) -> web.StreamResponse:
         if call.is_upload:
@@ -131,8 +140,7 @@ class StorageFront:
         if identifier := request.query.get("upload_id"):
             return await self._continue(request, identifier)
         kind = request.query.get("uploadType") or request.headers.get("X-Goog-Upload-Protocol")
-        upload = Upload(call.bucket, {}, dict(request.query), self._spool / "")
-        upload.file = self._spool / upload.identifier
+        upload = Upload(call.bucket, {}, dict(request.query), self._spool)
         await self._check_bucket(call.bucket)
         if kind == "resumable":
             return await self._begin(request, upload)
@@ -141,13 +149,15 @@ class StorageFront:
             if kind == "multipart":
                 body = MultipartBody(request.headers.get("Content-Type", ""), aiter(pieces))
                 upload.metadata = await body.metadata()
-                self._check_named(upload)
+                fault = await self._check_named(upload)
                 await upload.receive(body.content())
             else:
                 upload.metadata = {"contentType": request.content_type}
-                self._check_named(upload)
+                fault = await self._check_named(upload)
                 await upload.receive(aiter(pieces))
-            return await self._finish(request, upload)
+            answer = await self._finish(request, upload)
+            _lose_reply(fault)
+            return answer
         finally:
             upload.discard()
 
@@ -159,13 +169,14 @@ class StorageFront:
             raise invalid("Parse Error") from error
         if kind := request.headers.get("X-Upload-Content-Type"):
             upload.metadata.setdefault("contentType", kind)
-        self._check_named(upload)
+        fault = await self._check_named(upload)
         async with self._lock(upload.bucket, upload.name):
             check_conditions(await self._current(upload.bucket, upload.name), upload.query)
         upload.file.touch()
         self._uploads[upload.identifier] = upload
         path = f"{request.rel_url.raw_path}?uploadType=resumable&upload_id={upload.identifier}"
         location = f"http://{request.headers.get('Host', request.host)}{path}"
+        _lose_reply(fault)
         headers = {"Location": location, "X-GUploader-UploadID": upload.identifier}
         return web.Response(headers=headers)
 
@@ -225,9 +236,14 @@ class StorageFront:
             status, body = await self._server.store(self._session, upload)
         return web.Response(status=status, body=body, content_type="application/json")
 
-    def _check_named(self, upload: Upload) -> None:
+    async def _check_named(self, upload: Upload) -> Fault | None:
+        """Now that the metadata are read: is there a name, and a fault for it?"""
         if not upload.name:
             raise ApiError(400, "required", "Required parameter: name")
+        if "name" in upload.query:
+            return None  # has struck before
+        names = (upload.bucket, f"{upload.bucket}/{upload.name}")
+        return await self._strike("storage.objects.insert", names)
 
     # -- the server behind ----------------------------------------------------------------------
 
@@ -309,3 +325,8 @@ def _verbatim(url: str) -> URL:
 
 def _no_object(call: StorageCall) -> ApiError:
     return ApiError(404, "notFound", f"No such object: {call.bucket}/{call.object}")
+
+
+def _lose_reply(fault: Fault | None) -> None:
+    if fault is not None and fault.kind is FaultKind.REPLY_LOST_AFTER:
+        raise ReplyLost

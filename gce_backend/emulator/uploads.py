@@ -28,16 +28,20 @@ _HEAD_BYTES = 1024 * 1024  # part headers and metadata of a multipart upload tog
 
 @dataclass
 class Upload:
-    """The bytes of one object on their way, spooled in ``file``."""
+    """The bytes of one object on their way, in a file of the directory ``spool``."""
 
     bucket: str
     metadata: dict[str, Any]
     query: dict[str, str]
-    file: Path
+    spool: Path
     size: int = 0
     identifier: str = field(default_factory=lambda: secrets.token_hex(16))
     _md5: Any = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
     _crc32c: Any = field(default_factory=google_crc32c.Checksum)
+
+    @property
+    def file(self) -> Path:
+        return self.spool / self.identifier
 
     @property
     def name(self) -> str:

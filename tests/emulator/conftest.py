@@ -37,13 +37,10 @@ def _clean_slate(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def check_answers(running: Emulator) -> None:
-    checked = 0
     for call in running.calls:
         if call.service == "compute" and call.status == 200 and "fields" not in call.query:
             schema = methods()[call.name].get("response", {}).get("$ref")
             assert schema is None or problems(schema, call.answer) == [], call
-            checked += 1
-    assert checked or not running.calls
 
 
 @pytest.fixture

@@ -1,0 +1,196 @@
+"""The metadata server, by plain HTTP and by google-auth."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from gce_backend.emulator import Emulator
+from gce_backend.emulator.guest.keys import authorized_keys
+
+from .conftest import Api, eventually
+
+FLAVOR = {"Metadata-Flavor": "Google"}
+
+
+class Guest:
+    """The metadata server of an instance, asked from outside."""
+
+    def __init__(self, instance: dict[str, Any], script: Path) -> None:
+        text = (script / "bin" / "poweroff").read_text()
+        port = text.partition("/dev/tcp/")[2].split()[0].partition("/")[2]
+        address = instance["networkInterfaces"][0]["networkIP"]
+        self.host = f"{address}:{port}"
+        self.base = f"http://{self.host}/computeMetadata/v1/"
+
+    def get(self, path: str, **params: str) -> requests.Response:
+        return requests.get(self.base + path, headers=FLAVOR, params=params, timeout=30)
+
+
+@pytest.fixture
+def guest(emulator: Emulator, api: Api) -> Guest:
+    items = [{"key": "enable-guest-attributes", "value": "TRUE"}, {"key": "a", "value": "1"}]
+    instance = api.create(metadata={"items": items}, serviceAccounts=[{"email": "default"}])
+    return Guest(instance, emulator.instance_directory("vm"))
+
+
+def test_without_the_header_it_is_a_403(guest: Guest) -> None:
+    answer = requests.get(guest.base + "instance/name", timeout=30)
+
+    assert answer.status_code == 403
+    assert answer.headers["Metadata-Flavor"] == "Google"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("instance/name", "vm"),
+        ("instance/zone", "projects/123456789012/zones/europe-west1-b"),
+        ("instance/preempted", "FALSE"),
+        ("instance/attributes/a", "1"),
+        ("project/project-id", "emulator-project"),
+        ("instance/attributes/", "enable-guest-attributes\na\n"),
+    ],
+)
+def test_values(guest: Guest, path: str, expected: str) -> None:
+    answer = guest.get(path)
+
+    assert answer.text == expected
+    assert answer.headers["Metadata-Flavor"] == "Google"
+    assert answer.headers["ETag"]
+
+
+def test_what_is_not_there_is_a_404(guest: Guest) -> None:
+    assert guest.get("instance/attributes/nope").status_code == 404
+
+
+def test_recursive_gives_json_in_camel_case_with_the_users_names_kept(guest: Guest) -> None:
+    found = guest.get("instance/", recursive="true").json()
+
+    assert found["attributes"]["enable-guest-attributes"] == "TRUE"
+    assert found["maintenanceEvent"] == "NONE"
+    assert "token" not in found["serviceAccounts"]["default"]
+
+
+def test_a_waiting_request_returns_when_the_value_changes(api: Api, guest: Guest) -> None:
+    before = guest.get("instance/attributes/", recursive="true")
+    answers = []
+    thread = threading.Thread(
+        target=lambda: answers.append(
+            guest.get(
+                "instance/attributes/",
+                recursive="true",
+                wait_for_change="true",
+                last_etag=before.headers["ETag"],
+            )
+        )
+    )
+    thread.start()
+    current = api.get().json()["metadata"]
+    items = [*current["items"], {"key": "stop", "value": "now"}]
+    api.post("vm", "setMetadata", {"items": items, "fingerprint": current["fingerprint"]})
+    thread.join(20)
+
+    assert answers[0].json()["stop"] == "now"
+
+
+def test_a_waiting_request_returns_at_its_timeout(guest: Guest) -> None:
+    answer = guest.get("instance/name", wait_for_change="true", timeout_sec="1")
+
+    assert answer.text == "vm"
+    assert answer.elapsed.total_seconds() >= 0.9
+
+
+def test_guest_attributes_go_both_ways(api: Api, guest: Guest) -> None:
+    url = guest.base + "instance/guest-attributes/train/epoch"
+    requests.put(url, headers=FLAVOR, data="3", timeout=30)
+    listed = requests.get(
+        f"{api.zone}/instances/vm/getGuestAttributes", params={"queryPath": "train/"}, timeout=30
+    )
+
+    assert guest.get("instance/guest-attributes/train/epoch").text == "3"
+    assert listed.json()["queryValue"]["items"] == [
+        {"namespace": "train", "key": "epoch", "value": "3"}
+    ]
+
+
+def test_guest_attributes_not_there_are_a_404_in_gclouds_words(api: Api, guest: Guest) -> None:
+    answer = requests.get(
+        f"{api.zone}/instances/vm/getGuestAttributes", params={"queryPath": "none/"}, timeout=30
+    )
+
+    assert answer.status_code == 404
+    assert "'Guest Attribute' was not found" in answer.json()["error"]["message"]
+
+
+def test_host_keys_are_published(api: Api, guest: Guest) -> None:
+    def published() -> Any:
+        url = f"{api.zone}/instances/vm/getGuestAttributes"
+        return requests.get(url, params={"queryPath": "hostkeys/"}, timeout=30).ok
+
+    eventually(published, "host keys")
+
+
+def test_google_auth_finds_project_and_token(guest: Guest) -> None:
+    program = (
+        "import google.auth, google.auth.transport.requests as t, json;"
+        "c, p = google.auth.default(); c.refresh(t.Request());"
+        "print(json.dumps([p, c.token, c.service_account_email]))"
+    )
+    environment = {
+        "GCE_METADATA_HOST": guest.host,
+        "GCE_METADATA_IP": guest.host,
+        "HOME": "/nonexistent",
+        "PATH": "/usr/bin:/bin",
+    }
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    project, token, email = json.loads(output)
+
+    assert project == "emulator-project"
+    assert token.startswith("ya29.")
+    assert email.endswith("gserviceaccount.com")
+
+
+KEY = "alice:ssh-ed25519 AAAA alice@laptop"
+EXPIRING = 'alice:ssh-ed25519 BBBB google-ssh {"userName":"alice","expireOn":"%s"}'
+
+
+@pytest.mark.parametrize(
+    ("instance", "project", "expected"),
+    [
+        ({"ssh-keys": KEY}, {}, ["ssh-ed25519 AAAA"]),
+        ({}, {"ssh-keys": KEY}, ["ssh-ed25519 AAAA"]),
+        ({"block-project-ssh-keys": "TRUE"}, {"ssh-keys": KEY}, []),
+        ({"ssh-keys": KEY, "enable-oslogin": "TRUE"}, {}, []),
+        ({"ssh-keys": KEY}, {"enable-oslogin": "TRUE"}, []),
+        (
+            {"ssh-keys": KEY, "enable-oslogin": "FALSE"},
+            {"enable-oslogin": "TRUE"},
+            ["ssh-ed25519 AAAA"],
+        ),
+        ({"ssh-keys": "bob:ssh-ed25519 AAAA"}, {}, []),
+        ({"ssh-keys": EXPIRING % "1970-01-01T00:10:00+0000"}, {}, []),
+        ({"ssh-keys": EXPIRING % "1970-01-01T01:00:00+0000"}, {}, ["ssh-ed25519 BBBB"]),
+        ({"ssh-keys": "alice:ssh-ed25519 BBBB google-ssh {broken"}, {}, []),
+    ],
+)
+def test_keys_are_read_as_the_guest_agent_reads_them(
+    instance: dict[str, str], project: dict[str, str], expected: list[str]
+) -> None:
+    found = authorized_keys("alice", instance, project, now=1000.0)
+
+    assert found == [key.strip() for key in expected]
