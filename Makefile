@@ -20,8 +20,8 @@ ui: $(STAMP)  ## MLflow's UI on the demo's runs, artifacts included, at http://1
 	    $(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
 test: check  ## all tests: unit tests first, then the flows on the emulator
-	@$(BIN)/pytest -q -m "not flow"
-	@$(BIN)/pytest -q -m flow
+	@$(BIN)/pytest -q -n auto -m "not flow"
+	@$(BIN)/pytest -q -n auto -m flow
 
 check: $(STAMP)  ## formatting, lint, strict types
 	@$(BIN)/ruff format --check --quiet .

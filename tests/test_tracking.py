@@ -151,7 +151,7 @@ def test_a_run_waits_as_scheduled_with_its_name_and_tags_from_the_start(created,
 def test_the_active_run_becomes_the_parent(uri, settings, request):
     request.addfinalizer(lambda: mlflow.set_tracking_uri(None))
     mlflow.set_tracking_uri(uri)
-    with mlflow.start_run() as parent:
+    with mlflow.start_run(experiment_id="0") as parent:
         tracking = Tracking(uri)
         run_id = tracking.create_run(
             choose(uri, "0", settings),

@@ -15,6 +15,8 @@ from .cloud import md5_of, wait_for
 from .instance import TestInstance
 from .trainers import DEAF, OBEDIENT, UPLOADING
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 
 def test_a_run_ends_verified_and_the_instance_deletes_itself(instance: TestInstance) -> None:
     status = instance.run("python train.py; echo to stderr >&2")

@@ -15,6 +15,8 @@ import pytest
 from .cloud import wait_for
 from .instance import TestInstance
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 UV = Path(sys.executable).with_name("uv")
 
 

@@ -12,6 +12,8 @@ import pytest
 from .cloud import Bucket, ControlPlane
 from .instance import RUN_ID, TestInstance
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 TRAINER = Path(__file__).with_name("trainer_with_mlflow.py").read_text()
 
 

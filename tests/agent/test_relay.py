@@ -24,6 +24,8 @@ from gce_backend.agent.tracking import Tracking
 from .cloud import Bucket
 from .instance import EXPERIMENT_ID, RUN_ID, TestInstance
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 API = "/api/2.0/mlflow/"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 

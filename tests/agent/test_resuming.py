@@ -10,9 +10,13 @@ import sys
 import time
 from typing import Any
 
+import pytest
+
 from .cloud import wait_for
 from .instance import TestInstance
 from .trainers import STEADY, UPLOADING
+
+pytestmark = pytest.mark.flow  # real processes and servers
 
 
 def steps(records: list[dict[str, Any]]) -> list[int]:

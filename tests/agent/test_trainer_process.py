@@ -19,6 +19,8 @@ from gce_backend.agent.users import Account, trainer_account
 
 from .cloud import wait_for
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 MYSELF = Account(None, None, "me", "/")
 
 

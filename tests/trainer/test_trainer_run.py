@@ -7,6 +7,8 @@ import pytest
 import torch
 from sandbox import FAST, Sandbox
 
+pytestmark = pytest.mark.flow
+
 METRICS = {
     "train_loss",
     "test_loss",
