@@ -8,19 +8,16 @@ them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import posixpath
-import struct
-import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 
+from . import streams
 from .machine import Machine
-from .process import Process
 
 PORTS = (22, 2222)  # the real one where permitted; every instance has its own address
 
@@ -102,22 +99,19 @@ class SshServer:
         try:
             if session.get_terminal_type():
                 extra["TERM"] = str(session.get_terminal_type())
-                process = await self._with_terminal(session, arguments, extra, home)
+                status = await self._with_terminal(session, arguments, extra, home)
             else:
                 process = self._machine.spawn(arguments, extra=extra, directory=home, piped=True)
-                await session.redirect(process.stdin, process.stdout, process.stderr)
-            status = await process.wait()
-            await session.stdout.drain()
+                status = await streams.connect(session, process)
             session.exit(status if status >= 0 else 128 - status)
         except (asyncssh.Error, OSError):
             session.exit(255)
 
     async def _with_terminal(
         self, session: Any, arguments: list[str], extra: dict[str, str], home: Path
-    ) -> Process:
+    ) -> int:
         ours, theirs = os.openpty()
-        columns, rows, *_ = session.get_terminal_size()
-        fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        streams.resize(ours, session.get_terminal_size())
         process = self._machine.spawn(
             ["setsid", "--ctty", "--wait", *arguments],
             extra=extra,
@@ -125,11 +119,7 @@ class SshServer:
             terminal=theirs,
         )
         os.close(theirs)
-        writing = os.dup(ours)
-        await session.redirect(
-            stdin=os.fdopen(writing, "wb", buffering=0), stdout=os.fdopen(ours, "rb", buffering=0)
-        )
-        return process
+        return await streams.connect(session, process, terminal=ours)
 
 
 class _Connection(asyncssh.SSHServer):

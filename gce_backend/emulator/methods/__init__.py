@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import bulk, catalog, disks, images, instance_changes, instance_reads, operations, projects
+from . import (
+    bulk,
+    catalog,
+    disks,
+    images,
+    instance_changes,
+    instance_reads,
+    networks,
+    operations,
+    projects,
+)
 from .arguments import Method
 
 METHODS: dict[str, Method] = {
@@ -12,6 +22,7 @@ METHODS: dict[str, Method] = {
     **images.METHODS,
     **instance_changes.METHODS,
     **instance_reads.METHODS,
+    **networks.METHODS,
     **operations.METHODS,
     **projects.METHODS,
 }
