@@ -14,7 +14,7 @@
     │   ├── PermissionDenied
     │   ├── InstanceNotFound         404: there is nothing that bills
     │   └── OperationTimeout         (transient)
-    ├── RunFailed                    the run itself ended badly: .exit_code, .log_tail
+    ├── FollowingLost                the run goes on, and we cannot watch it any more
     └── CleanupError                 an instance may still be billing: .instance, .zone
 
 A leaf exists only where somebody acts differently on it. Messages say, in this order: what was
@@ -90,16 +90,8 @@ class OperationTimeout(ComputeError):
     transient = True
 
 
-class RunFailed(GceBackendError):
-    """The run ended badly, and everything about its end is known.
-
-    Args:
-        exit_code: what the ``mlflow run`` process should exit with.
-    """
-
-    def __init__(self, message: str, *, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+class FollowingLost(GceBackendError):
+    """The run can no longer be watched from here; it goes on by itself."""
 
 
 class CleanupError(GceBackendError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from gce_backend.compute import Compute
 from gce_backend.console import Console
-from gce_backend.errors import ComputeError, InstanceNotFound, StorageError
+from gce_backend.errors import ComputeError, FollowingLost, InstanceNotFound, StorageError
 from gce_backend.interrupts import Detached, Interrupts
 from gce_backend.lifecycle import EndReason, Lifecycle, Phase
 from gce_backend.livesync import LiveSync
@@ -81,29 +81,50 @@ class Follower:
         self._shown: list[tuple[str, float]] = []
         self._instance_checked_at = 0.0
         self._cancelled_at: float | None = None
+        self._bucket_is_away = False
 
     def follow(self) -> End:
         """Block until the run has ended.
 
         Raises:
             Detached: a signal asked to leave; the run goes on.
-            ComputeError, StorageError: an API refused for good; the run goes on.
+            FollowingLost: the bucket refused for good; the run goes on.
         """
         while True:
             self._heed_signals()
-            # The instance first: when it is gone, everything it wrote is readable.
-            gone = self._instance_is_gone()
-            self._show_phases()
-            self._print_log()
-            if (status := self._storage.read_json(self._submission.paths.status)) is not None:
-                self._print_log()
-                self._show_last_phase(status)
-                return End(status, EndReason(status["end_reason"]), status.get("message", ""))
-            if gone:
-                return End(None, EndReason.INSTANCE_LOST, gone)
+            try:
+                if (end := self._look()) is not None:
+                    return end
+                self._bucket_answered()
+            except StorageError as error:
+                self._bucket_did_not_answer(error)
             if late := self._too_late():
                 return late
             self._interrupts.sleep(_TICK_SECONDS)
+
+    def _look(self) -> End | None:
+        """Read what is new; the run's end when it has come."""
+        # The instance first: when it is gone, everything it wrote is readable.
+        gone = self._instance_is_gone()
+        self._show_phases()
+        self._print_log()
+        if (status := self._storage.read_json(self._submission.paths.status)) is not None:
+            self._print_log()
+            self._show_last_phase(status)
+            return End(status, EndReason(status["end_reason"]), status.get("message", ""))
+        return End(None, EndReason.INSTANCE_LOST, gone) if gone else None
+
+    def _bucket_did_not_answer(self, error: StorageError) -> None:
+        if not error.transient:
+            raise following_lost(self._submission, error) from error
+        if not self._bucket_is_away:
+            self._bucket_is_away = True
+            self._console.warn(f"{error}\nThe run goes on; following goes on when it answers")
+
+    def _bucket_answered(self) -> None:
+        if self._bucket_is_away:
+            self._bucket_is_away = False
+            self._console.warn("the bucket answers again")
 
     def _heed_signals(self) -> None:
         code = self._interrupts.detach_exit_code
@@ -154,10 +175,7 @@ class Follower:
             self._log_piece = number
 
     def _show_phases(self) -> None:
-        try:
-            heartbeat = self._storage.read_json(self._submission.paths.heartbeat)
-        except StorageError:
-            return  # rewritten while it was read
+        heartbeat = self._storage.read_json(self._submission.paths.heartbeat)
         phases = (heartbeat or {}).get("phases", [])
         for item in phases[len(self._shown) :]:
             self._enter(item["phase"], float(item["at"]))
@@ -180,6 +198,16 @@ class Follower:
         if self._shown:
             name, since = self._shown[-1]
             self._console.phase(name, float(status["written_at"]) - since)
+
+
+def following_lost(submission: Submission, error: StorageError) -> FollowingLost:
+    """The error for a bucket that refuses while a run is followed."""
+    return FollowingLost(
+        f"{error}\nRun {submission.run_id} can no longer be watched from here. It goes on by "
+        f"itself; its instance {submission.instance!r} bills until it has saved its results and "
+        "deleted itself. When this is mended, run:\n"
+        f"  mlflow-gce attach {submission.run_id}"
+    )
 
 
 def request_cancel(submission: Submission, storage: Storage, compute: Compute) -> None:

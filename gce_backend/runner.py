@@ -15,8 +15,14 @@ from typing import Any
 from gce_backend.compute import Compute
 from gce_backend.config import Endpoints
 from gce_backend.console import Console
-from gce_backend.errors import CleanupError, ComputeError, GceBackendError, ResultsUnverified
-from gce_backend.follow import End, Follower
+from gce_backend.errors import (
+    CleanupError,
+    ComputeError,
+    GceBackendError,
+    ResultsUnverified,
+    StorageError,
+)
+from gce_backend.follow import End, Follower, following_lost, request_cancel
 from gce_backend.interrupts import Interrupts
 from gce_backend.lifecycle import OUTCOME, EndReason, Lifecycle, Phase
 from gce_backend.livesync import LiveSync, until_store_answers
@@ -81,6 +87,7 @@ class Runner:
             Detached: a signal asked to leave; the run goes on by itself.
             ResultsUnverified: the bucket lacks something; the instance is kept until its deadline.
             CleanupError: an instance may still bill.
+            FollowingLost: the bucket refused for good; the run goes on by itself.
             TrackingError: the store stayed away; everything is safe in the bucket.
         """
         with interrupts.deferred():
@@ -98,7 +105,12 @@ class Runner:
                     boot_seconds=self._limits.boot_seconds,
                     grace_seconds=self._limits.grace_seconds,
                 ).follow()
-            return self._settle(end)
+            try:
+                return self._settle(end)
+            except ResultsUnverified:
+                raise
+            except StorageError as error:
+                raise following_lost(self.submission, error) from error
 
     def sync(self) -> None:
         """Apply what the bucket has of the run to the store; its end too, when it has ended."""
@@ -110,8 +122,6 @@ class Runner:
 
     def cancel(self, interrupts: Interrupts) -> Result:
         """Ask for the end and follow until it is reached."""
-        from gce_backend.follow import request_cancel
-
         request_cancel(self.submission, self._storage, self._compute)
         return self.follow(interrupts)
 

@@ -5,6 +5,8 @@ import signal
 import pytest
 from conftest import CHECKOUT, PROJECTS, wait_until
 
+from gce_backend.emulator import Fault
+
 PLAIN = PROJECTS / "plain"
 LONG = ["-P", "steps=200", "-P", "pause=0.2"]
 
@@ -109,6 +111,23 @@ def test_a_killed_client_changes_nothing_but_who_watches(cloud):
     assert [m.step for m in history] == list(range(1, 21))
 
 
+def test_a_bucket_that_refuses_the_client_ends_the_watching_and_not_the_run(cloud):
+    following = cloud.start_run(PLAIN, "-P", "steps=20", "-P", "pause=0.2")
+    following.wait_for("step 2 of")
+
+    refused = Fault("forbidden", "storage.objects.get", f"{cloud.bucket}*", times=None)
+    cloud.emulator.inject(refused)
+
+    assert following.end() == 1, following.text
+    run_id = cloud.only_run().info.run_id
+    assert f"mlflow-gce attach {run_id}" in following.text
+    assert "Traceback" not in following.text
+    cloud.emulator.clear_faults()
+    code, output = cloud.mlflow_gce("attach", run_id)
+    assert code == 0, output
+    assert cloud.only_run().info.status == "FINISHED"
+
+
 def test_detached_by_configuration_then_attached(cloud):
     code, output = cloud.mlflow_run(PLAIN, "-P", "gce.follow=false")
 
@@ -140,8 +159,6 @@ def test_results_that_are_missing_keep_the_instance_and_say_so(cloud):
 
 
 def test_a_failing_delete_is_an_error_that_names_the_instance(cloud):
-    from gce_backend.emulator import Fault
-
     cloud.emulator.inject(Fault("forbidden", "instances.delete", times=None))
 
     code, output = cloud.mlflow_run(PLAIN)
