@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .embedded import Emulator
     from .faults import Fault, FaultKind
+    from .roots import RootInUse
 
-__all__ = ["Emulator", "Fault", "FaultKind"]
+__all__ = ["Emulator", "Fault", "FaultKind", "RootInUse"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,4 +26,8 @@ def __getattr__(name: str) -> Any:
         from . import faults
 
         return getattr(faults, name)
+    if name == "RootInUse":
+        from .roots import RootInUse
+
+        return RootInUse
     raise AttributeError(name)

@@ -8,14 +8,21 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .roots import holder
+
 if TYPE_CHECKING:
     from .embedded import Emulator
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _STATE = "emulator.json"
 _START_SECONDS = 60.0
@@ -39,6 +46,19 @@ _BUCKETS = click.option(
 _BOOT = click.option(
     "--boot-seconds", default=1.0, show_default=True, help="From the insert to the startup script."
 )
+_SSH = click.option(
+    "--ssh-seconds", default=0.0, show_default=True, help="From then until SSH answers."
+)
+_LEGACY = click.option(
+    "--legacy-images", is_flag=True, help="Retired families (pytorch-latest-cpu) resolve."
+)
+
+
+def _settings(command: F) -> F:
+    """The options of whatever starts an emulator."""
+    for option in (_LEGACY, _SSH, _BOOT, _BUCKETS, _ROOT):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -47,49 +67,37 @@ def emulator() -> None:
 
 
 @emulator.command(name="exec", context_settings={"ignore_unknown_options": True})
-@_ROOT
-@_BUCKETS
-@_BOOT
+@_settings
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(
-    root: Path, buckets: tuple[str, ...], boot_seconds: float, command: tuple[str, ...]
-) -> None:
+def exec_(buckets: tuple[str, ...], command: tuple[str, ...], **options: Any) -> None:
     """Run COMMAND with the emulator around it; the exit code is COMMAND's.
 
     Everything but the buckets is gone afterwards.
     """
-    from .embedded import Emulator
-
-    with Emulator(root, boot_seconds=boot_seconds) as running:
-        environment = {**os.environ, **_environment(running, buckets)}
-        try:
-            process = subprocess.Popen(command, env=environment)
-        except OSError as error:
-            raise click.ClickException(f"{shlex.join(command)}: {error.strerror}") from error
-        code = _wait(process)
+    with _running(**options) as running:
+        code = _run(command, {**os.environ, **_environment(running, buckets)})
     sys.exit(code if code >= 0 else 128 - code)
 
 
 @emulator.command()
-@_ROOT
-@_BUCKETS
-@_BOOT
+@_settings
 @click.option("--foreground", is_flag=True, help="Stay, until Ctrl-C.")
-def start(root: Path, buckets: tuple[str, ...], boot_seconds: float, foreground: bool) -> None:
+def start(root: Path, buckets: tuple[str, ...], foreground: bool, **options: Any) -> None:
     """Start the emulator; `mlflow-gce emulator env` says how to reach it."""
     if not foreground:
-        _start_in_background(root, buckets, boot_seconds)
+        _start_in_background(root, buckets, **options)
         return
-    from .embedded import Emulator
-
-    with Emulator(root, boot_seconds=boot_seconds) as running:
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopped.set())
+    with _running(root, **options) as running:
         state = {"pid": os.getpid(), "env": _environment(running, buckets)}
         temporary = root / f"{_STATE}.tmp"
         temporary.write_text(json.dumps(state))
         temporary.replace(root / _STATE)
         click.echo(f"the emulator runs: {running.compute_url}")
         try:
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            stopped.wait()
         finally:
             (root / _STATE).unlink(missing_ok=True)
 
@@ -99,9 +107,13 @@ def start(root: Path, buckets: tuple[str, ...], boot_seconds: float, foreground:
 def stop(root: Path) -> None:
     """Stop the emulator and everything that runs in it."""
     state = _state(root)
+    if not _is_alive(root):
+        (root / _STATE).unlink(missing_ok=True)
+        click.echo("the emulator was dead; the next start removes what it left")
+        return
     os.kill(state["pid"], signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
-    while _is_alive(state["pid"]):
+    while _is_alive(root):
         if time.monotonic() > deadline:
             raise click.ClickException(f"process {state['pid']} has not ended")
         time.sleep(0.05)
@@ -112,7 +124,12 @@ def stop(root: Path) -> None:
 @_ROOT
 def env(root: Path) -> None:
     """Print the environment of clients, for the shell: eval "$(mlflow-gce emulator env)"."""
-    for name, value in _state(root)["env"].items():
+    state = _state(root)
+    if not _is_alive(root):
+        raise click.ClickException(
+            f"the emulator on {root} is dead. Start one: mlflow-gce emulator start --root {root}"
+        )
+    for name, value in state["env"].items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
@@ -122,30 +139,64 @@ def _environment(running: Emulator, buckets: tuple[str, ...]) -> dict[str, str]:
     return {**running.env, "MLFLOW_GCE_BUCKET": buckets[0]}
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
+@contextmanager
+def _running(root: Path, **options: Any) -> Iterator[Emulator]:
+    """An emulator for the block; what keeps it from starting becomes a message."""
+    from . import Emulator, RootInUse
+
+    running = Emulator(root, **options)
+    try:
+        running.__enter__()
+    except (RootInUse, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        yield running
+    finally:
+        running.__exit__()
+
+
+def _run(command: tuple[str, ...], environment: dict[str, str]) -> int:
     """The command's exit code. Ctrl-C reaches it too, and it alone decides what that means."""
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # signals that came before there was a process
 
     def pass_on(number: int, _frame: object) -> None:
-        process.send_signal(number)
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
 
-    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to both
+    # A function, not SIG_IGN, which the command would inherit; the terminal sends it to both.
+    signal.signal(signal.SIGINT, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
+    try:
+        process = subprocess.Popen(command, env=environment)
+    except OSError as error:
+        raise click.ClickException(f"{shlex.join(command)}: {error.strerror}") from error
+    for missed in early:
+        process.send_signal(missed)
     return process.wait()
 
 
-def _start_in_background(root: Path, buckets: tuple[str, ...], boot_seconds: float) -> None:
+def _start_in_background(
+    root: Path,
+    buckets: tuple[str, ...],
+    boot_seconds: float,
+    ssh_seconds: float,
+    legacy_images: bool,
+) -> None:
+    """The same command once more, in a session of its own and in its foreground."""
     root.mkdir(parents=True, exist_ok=True)
-    if (root / _STATE).exists() and _is_alive(_state(root)["pid"]):
+    if (root / _STATE).exists() and _is_alive(root):
         raise click.ClickException(f"an emulator runs already on {root}")
     (root / _STATE).unlink(missing_ok=True)
-    words = [w for bucket in buckets for w in ("--bucket", bucket)]
+    words = ["--root", str(root), "--boot-seconds", str(boot_seconds)]
+    words += ["--ssh-seconds", str(ssh_seconds), *(["--legacy-images"] if legacy_images else [])]
+    words += [word for bucket in buckets for word in ("--bucket", bucket)]
     with (root / "emulator.log").open("wb") as log:
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "gce_backend.emulator.command", "start", "--foreground"),
-                *("--root", str(root), "--boot-seconds", str(boot_seconds), *words),
-            ],
+            [sys.executable, "-m", "gce_backend.emulator.command", "start", "--foreground", *words],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -170,14 +221,10 @@ def _state(root: Path) -> dict[str, Any]:
     return state
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _is_alive(root: Path) -> bool:
+    """Whether the emulator of ``root`` is, and not another process that got its number."""
+    found = holder(root)
+    return found is not None and found.is_alive
 
 
 if __name__ == "__main__":

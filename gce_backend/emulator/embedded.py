@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -149,6 +150,11 @@ class Emulator:
         return self._settings.root
 
     @property
+    def mark(self) -> str:
+        """What all its processes carry in their environment, see ``leftovers.py``."""
+        return self._settings.mark
+
+    @property
     def project(self) -> str:
         return self._settings.project
 
@@ -167,6 +173,8 @@ class Emulator:
             "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "1",
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": self.compute_url,
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{self.storage_url}/storage/v1/",
+            # Port 22 of natIP where that is permitted; gcloud insists on it.
+            "GCE_EMULATOR_SSH_PORT": "22" if os.geteuid() == 0 else "2222",
             "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "true",
         }
 

@@ -1,0 +1,161 @@
+"""The command, and that nothing is left after a stop, a Ctrl-C or a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from gce_backend.emulator import Emulator, RootInUse, leftovers
+
+from .conftest import Api, eventually
+
+pytestmark = pytest.mark.flow
+
+COMMAND = [sys.executable, "-m", "gce_backend.emulator.command"]
+
+# Starts an instance whose processes would outlive everything, then waits.
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from gce_backend.emulator import Emulator
+from emulator.conftest import Api
+with Emulator(Path(sys.argv[1]), boot_seconds=0.04) as emulator:
+    emulator.create_bucket("kept")
+    api = Api(emulator.compute_url, emulator.project)
+    api.create(startup="trap '' TERM; setsid setsid sleep 98750 & sleep 98750")
+    print(emulator.storage_url, flush=True)
+    time.sleep(600)
+"""
+
+
+def run(*words: str, root: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, words[0], "--root", str(root), *words[1:]]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+def sleepers() -> list[str]:
+    return subprocess.run(
+        ["pgrep", "-f", "sleep 98750"], capture_output=True, text=True, check=False
+    ).stdout.split()
+
+
+def test_exec_gives_the_environment_and_the_commands_exit_code(tmp_path: Path) -> None:
+    script = 'test -n "$STORAGE_EMULATOR_HOST" && echo $MLFLOW_GCE_BUCKET && exit 7'
+    done = run("exec", "--bucket", "mine", "--", "bash", "-c", script, root=tmp_path)
+
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == "mine\n"
+
+
+def test_start_env_stop(tmp_path: Path) -> None:
+    started = run("start", root=tmp_path)
+    again = run("start", root=tmp_path)
+    environment = run("env", root=tmp_path).stdout
+    values = dict(line.removeprefix("export ").split("=", 1) for line in environment.splitlines())
+    answer = requests.get(values["STORAGE_EMULATOR_HOST"] + "/storage/v1/b", timeout=30)
+    stopped = run("stop", root=tmp_path)
+
+    assert started.returncode == 0, started.stderr
+    assert again.returncode == 1 and "runs already" in again.stderr
+    assert answer.json()["items"][0]["name"] == values["MLFLOW_GCE_BUCKET"]
+    assert stopped.returncode == 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(values["STORAGE_EMULATOR_HOST"], timeout=5)
+    assert run("env", root=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_and_everything(tmp_path: Path, number: int) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "exec", "--root", str(tmp_path), "--", "bash", "-c", "echo up; exec sleep 60"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    # As a terminal does it: Ctrl-C reaches the whole group.
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    code = process.wait(30)
+    process.stdout.close()
+
+    assert code == 128 + number
+    assert not (tmp_path / "instances").exists()
+
+
+def doomed(root: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    eventually(lambda: len(sleepers()) >= 2, "the instance's processes")
+    return process
+
+
+def test_a_killed_emulator_leaves_nothing_running(tmp_path: Path) -> None:
+    process = doomed(tmp_path)
+    process.kill()
+    process.communicate(timeout=30)
+
+    eventually(lambda: not sleepers(), "its instances are gone")
+    eventually(lambda: not (tmp_path / "instances").exists(), "their directories are gone")
+    assert list((tmp_path / "buckets").glob("kept"))
+
+
+def test_the_next_start_ends_what_a_killed_emulator_and_watchdog_left(tmp_path: Path) -> None:
+    process = doomed(tmp_path)
+    watchdogs = subprocess.run(
+        ["pgrep", "-f", f"leftovers.py .*{tmp_path}"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    for pid in watchdogs:
+        os.kill(int(pid), signal.SIGKILL)
+    process.kill()
+    process.communicate(timeout=30)
+    left = len(sleepers())
+
+    with Emulator(tmp_path) as emulator:
+        assert emulator.instances() == []
+        assert sleepers() == []
+        names = requests.get(f"{emulator.storage_url}/storage/v1/b", timeout=30).json()["items"]
+
+    assert left >= 2
+    assert [bucket["name"] for bucket in names] == ["kept"]
+
+
+def test_a_root_has_one_emulator_at_a_time(tmp_path: Path) -> None:
+    with Emulator(tmp_path), pytest.raises(RootInUse, match="already"), Emulator(tmp_path):
+        pass
+
+
+def test_a_stop_leaves_neither_processes_nor_directories(tmp_path: Path) -> None:
+    with Emulator(boot_seconds=0.04) as emulator:
+        root = emulator.root
+        api = Api(emulator.compute_url, emulator.project)
+        api.create(startup="trap '' TERM; setsid sleep 98751 & sleep 98751")
+        mark = emulator.mark
+
+    assert not root.exists()
+    assert leftovers.marked(mark) == []
+
+
+def test_importing_the_command_is_light() -> None:
+    program = "import sys, gce_backend.emulator.command; print('aiohttp' in sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+    assert output.strip() == "False"
