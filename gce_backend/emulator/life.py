@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import catalog
-from .cloud import PROJECT_NUMBER, Cloud, InstanceVanished
+from .cloud import Cloud, InstanceVanished
 from .doors import Doors
 from .faults import FaultKind
 from .guest import standins
 from .guest.keys import authorized_keys
 from .guest.machine import Machine
-from .guest.metadata import Metadata, Tree
+from .guest.metadata import Metadata
 from .instances import Instance, Status
 from .operations import Operation
-from .tokens import LIFETIME_SECONDS
+from .view import View
 
 if TYPE_CHECKING:
     from .guest.ssh import SshServer
@@ -43,18 +41,22 @@ class Life:
         self._expiry: asyncio.Task[None] | None = None
         self._ssh: SshServer | None = None
         self._ssh_opening: asyncio.Task[None] | None = None
-        self._maintenance_event = "NONE"
-        self.metadata = Metadata(self._tree, self._put_guest_attribute)
+        self._view = View(cloud, instance, doors)
+        self.metadata = Metadata(self._view.tree, self._view.put_guest_attribute)
         self.machine = Machine(
             cloud.settings.root / "instances" / instance.zone / instance.name,
             f"{cloud.settings.mark}/{instance.id}",
-            self._environment(),
+            self._view.environment(),
             isolated=cloud.settings.isolated,
         )
         cloud.lives[instance.zone, instance.name] = self
         cloud.by_address[doors.address] = self
 
     # -- up -------------------------------------------------------------------------------------
+
+    @property
+    def guest_attributes_enabled(self) -> bool:
+        return self._view.guest_attributes_are_enabled
 
     async def start(self) -> None:
         """PROVISIONING to RUNNING; the guest boots on in the background.
@@ -128,7 +130,7 @@ class Life:
         )
 
     async def _run_script(self, attribute: str) -> None:
-        text = self._attributes().get(attribute)
+        text = self._view.attributes().get(attribute)
         if text is None:
             self.machine.log(f"google_metadata_script_runner: No {attribute} in metadata.")
             return
@@ -223,7 +225,7 @@ class Life:
         await self._announce("NONE")
 
     async def _announce(self, event: str) -> None:
-        self._maintenance_event = event
+        self._view.maintenance_event = event
         await self.metadata.changed()
 
     async def metadata_changed(self) -> None:
@@ -303,100 +305,3 @@ class Life:
         )
         operation.start()
         return operation
-
-    # -- what the guest sees --------------------------------------------------------------------
-
-    def _environment(self) -> Mapping[str, str]:
-        handlers = self.cloud.handlers
-        assert handlers is not None
-        address, host = self._doors.address, self._doors.metadata_host
-        return {
-            "HOSTNAME": self.instance.name,
-            "GCE_METADATA_HOST": host,
-            "GCE_METADATA_IP": host,
-            "STORAGE_EMULATOR_HOST": f"http://{address}:{handlers.storage_port}",
-            "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": (
-                f"http://{address}:{handlers.compute_port}/compute/v1/"
-            ),
-            "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": (
-                f"http://{address}:{handlers.storage_port}/storage/v1/"
-            ),
-            "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "true",
-        }
-
-    def _attributes(self) -> dict[str, str]:
-        """The instance's metadata over the project's."""
-        return {**self.cloud.project_metadata.items, **self.instance.metadata}
-
-    @property
-    def guest_attributes_enabled(self) -> bool:
-        value = self._attributes().get("enable-guest-attributes", "")
-        return value.upper() == "TRUE"
-
-    def _put_guest_attribute(self, namespace: str, key: str, value: str) -> None:
-        if not self.guest_attributes_enabled:
-            raise PermissionError("Guest attributes endpoint access is disabled.")
-        self.instance.guest_attributes[namespace, key] = value
-
-    def _tree(self) -> Tree:
-        instance, project = self.instance, self.cloud.settings.project
-        guest: dict[str, dict[str, str]] = {}
-        for (namespace, key), value in instance.guest_attributes.items():
-            guest.setdefault(namespace, {})[key] = value
-        tree: dict[str, Any] = {
-            "instance": {
-                "attributes": dict(instance.metadata),
-                "cpu-platform": catalog.family(instance.machine_type)["cpuPlatform"],
-                "hostname": f"{instance.name}.{instance.zone}.c.{project}.internal",
-                "id": instance.id,
-                "image": instance.image.path,
-                "machine-type": (f"projects/{PROJECT_NUMBER}/machineTypes/{instance.machine_type}"),
-                "maintenance-event": self._maintenance_event,
-                "name": instance.name,
-                "network-interfaces": {
-                    "0": {
-                        "ip": self._doors.address,
-                        "access-configs": {
-                            "0": {"external-ip": self._doors.address, "type": "ONE_TO_ONE_NAT"}
-                        },
-                    }
-                },
-                "preempted": str(instance.preempted).upper(),
-                "scheduling": {
-                    "automatic-restart": str(instance.scheduling["automaticRestart"]).upper(),
-                    "on-host-maintenance": instance.scheduling["onHostMaintenance"],
-                    "preemptible": str(instance.is_spot).upper(),
-                },
-                "service-accounts": self._service_accounts(),
-                "tags": [*instance.body.get("tags", {}).get("items", [])],
-                "zone": f"projects/{PROJECT_NUMBER}/zones/{instance.zone}",
-            },
-            "project": {
-                "attributes": dict(self.cloud.project_metadata.items),
-                "numeric-project-id": PROJECT_NUMBER,
-                "project-id": project,
-            },
-        }
-        if self.guest_attributes_enabled:
-            tree["instance"]["guest-attributes"] = guest
-        return tree
-
-    def _service_accounts(self) -> Tree:
-        shown: Tree = {}
-        for account in self.instance.body["serviceAccounts"]:
-            entry = {
-                "aliases": ["default"],
-                "email": account["email"],
-                "scopes": list(account.get("scopes", [])),
-                "token": self._token,
-            }
-            shown["default"] = shown[account["email"]] = entry
-        return shown
-
-    def _token(self) -> dict[str, object]:
-        token = self.cloud.tokens.issue(self.instance.name, self.instance.scopes)
-        return {
-            "access_token": token.value,
-            "expires_in": LIFETIME_SECONDS,
-            "token_type": "Bearer",
-        }

@@ -1,0 +1,153 @@
+"""The requests that upload: media, multipart, and resumable in as many chunks as they take."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from .errors import ApiError, ReplyLost, invalid
+from .faults import Fault, FaultKind
+from .objects import Objects
+from .uploads import MultipartBody, Upload
+
+_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_PIECE = 256 * 1024
+
+Strike = Callable[[str, tuple[str, ...]], Awaitable[Fault | None]]
+
+
+class UploadCalls:
+    """Serves uploads.
+
+    Args:
+        spool: directory for those under way.
+        strike: lets an injected fault do its work, see ``storage_front.py``.
+    """
+
+    def __init__(self, objects: Objects, spool: Path, strike: Strike) -> None:
+        self._objects = objects
+        self._spool = spool
+        self._strike = strike
+        self._uploads: dict[str, Upload] = {}
+
+    def name(self, request: web.BaseRequest) -> str:
+        """The object, where it is in the query or known from the session."""
+        upload = self._uploads.get(request.query.get("upload_id", ""))
+        return upload.name if upload else request.query.get("name", "")
+
+    async def serve(self, request: web.BaseRequest, bucket: str) -> web.StreamResponse:
+        """One request of an upload, of whatever kind."""
+        if identifier := request.query.get("upload_id"):
+            return await self._continue(request, identifier)
+        kind = request.query.get("uploadType") or request.headers.get("X-Goog-Upload-Protocol")
+        upload = Upload(bucket, {}, dict(request.query), self._spool)
+        await self._objects.check_bucket(bucket)
+        if kind == "resumable":
+            return await self._begin(request, upload)
+        pieces = request.content.iter_chunked(_PIECE)
+        try:
+            if kind == "multipart":
+                body = MultipartBody(request.headers.get("Content-Type", ""), aiter(pieces))
+                upload.metadata = await body.metadata()
+                fault = await self._check_named(upload)
+                await upload.receive(body.content())
+            else:
+                upload.metadata = {"contentType": request.content_type}
+                fault = await self._check_named(upload)
+                await upload.receive(aiter(pieces))
+            answer = await self._finish(request, upload)
+            lose_reply(fault)
+            return answer
+        finally:
+            upload.discard()
+
+    async def _begin(self, request: web.BaseRequest, upload: Upload) -> web.Response:
+        text = await request.content.read()
+        try:
+            upload.metadata = json.loads(text) if text else {}
+        except ValueError as error:
+            raise invalid("Parse Error") from error
+        if kind := request.headers.get("X-Upload-Content-Type"):
+            upload.metadata.setdefault("contentType", kind)
+        fault = await self._check_named(upload)
+        await self._objects.check(upload.bucket, upload.name, upload.query)
+        upload.file.touch()
+        self._uploads[upload.identifier] = upload
+        path = f"{request.rel_url.raw_path}?uploadType=resumable&upload_id={upload.identifier}"
+        location = f"http://{request.headers.get('Host', request.host)}{path}"
+        lose_reply(fault)
+        headers = {"Location": location, "X-GUploader-UploadID": upload.identifier}
+        return web.Response(headers=headers)
+
+    async def _continue(self, request: web.BaseRequest, identifier: str) -> web.StreamResponse:
+        """A chunk of a resumable upload, or the question how much has arrived."""
+        upload = self._uploads.get(identifier)
+        if upload is None:
+            raise ApiError(404, "notFound", f"Upload {identifier} was not found")
+        if request.method == "DELETE":
+            del self._uploads[identifier]
+            upload.discard()
+            return web.Response(status=499)
+        start, total = self._range(request, upload)
+        if start is not None:
+            if start > upload.size:
+                raise ApiError(
+                    400, "invalid", f"Chunk from {start}, but {upload.size} bytes have arrived."
+                )
+            await self._take_chunk(request, upload, skip=upload.size - start)
+        if total is None or upload.size < total:
+            return self._incomplete(upload)
+        del self._uploads[identifier]
+        try:
+            return await self._finish(request, upload)
+        finally:
+            upload.discard()
+
+    def _range(self, request: web.BaseRequest, upload: Upload) -> tuple[int | None, int | None]:
+        """(first byte of the chunk, size of the whole); None: no chunk, not known yet."""
+        header = request.headers.get("Content-Range")
+        if header is None:
+            return 0, upload.size if request.content_length is None else request.content_length
+        match = _RANGE.fullmatch(header)
+        if match is None:
+            raise invalid(f"Invalid Content-Range '{header}'.")
+        first, _, whole = match.groups()
+        return int(first) if first else None, None if whole == "*" else int(whole)
+
+    async def _take_chunk(self, request: web.BaseRequest, upload: Upload, skip: int) -> None:
+        """Append what is new of a chunk; what had arrived before is sent again after a loss."""
+        async for piece in request.content.iter_chunked(_PIECE):
+            fresh = piece[skip:]
+            skip = max(skip - len(piece), 0)
+            if fresh:
+                upload.append(fresh)
+
+    def _incomplete(self, upload: Upload) -> web.Response:
+        headers = {"X-GUploader-UploadID": upload.identifier}
+        if upload.size:
+            headers["Range"] = f"bytes=0-{upload.size - 1}"
+        return web.Response(status=308, reason="Resume Incomplete", headers=headers)
+
+    async def _finish(self, request: web.BaseRequest, upload: Upload) -> web.Response:
+        upload.check(request.headers.get("X-Goog-Hash", ""))
+        status, body = await self._objects.store(upload)
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    async def _check_named(self, upload: Upload) -> Fault | None:
+        """Now that the metadata are read: is there a name, and a fault for it?"""
+        if not upload.name:
+            raise ApiError(400, "required", "Required parameter: name")
+        if "name" in upload.query:
+            return None  # has struck before
+        names = (upload.bucket, f"{upload.bucket}/{upload.name}")
+        return await self._strike("storage.objects.insert", names)
+
+
+def lose_reply(fault: Fault | None) -> None:
+    """Raises ReplyLost when that is what ``fault`` wants after the effect."""
+    if fault is not None and fault.kind is FaultKind.REPLY_LOST_AFTER:
+        raise ReplyLost
