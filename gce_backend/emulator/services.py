@@ -10,10 +10,11 @@ from typing import Any
 
 from aiohttp import web
 
+from . import batch
 from .api import Api, Request
 from .cloud import Cloud
 from .control import Control
-from .errors import ReplyLost
+from .errors import ApiError, ReplyLost
 from .life import Life
 from .storage_front import StorageFront
 
@@ -33,6 +34,8 @@ class Services:
         caller = self._caller(request)
         if request.path.startswith("/_emulator/"):
             return await self._control.handle(request)
+        if request.path == batch.PATH:
+            return await self._batch(request, caller)
         if self._is_cut_off(caller):
             return self._break(request)
         try:
@@ -50,6 +53,16 @@ class Services:
             return self._break(request)
         text = "" if reply.body is None else json.dumps(reply.body, indent=2)
         return web.Response(status=reply.status, text=text, content_type="application/json")
+
+    async def _batch(self, request: web.BaseRequest, caller: Life | None) -> web.StreamResponse:
+        kind = request.headers.get("Content-Type", "")
+        try:
+            kind, body = await batch.serve(self._api, kind, await request.content.read(), caller)
+        except ApiError as error:
+            return web.json_response(error.body(), status=error.code)
+        except ReplyLost:
+            return self._break(request)
+        return web.Response(body=body, headers={"Content-Type": kind})
 
     async def storage(self, request: web.BaseRequest) -> web.StreamResponse:
         caller = self._caller(request)

@@ -98,6 +98,16 @@ def test_an_instance_from_create_to_delete(gcloud: Gcloud, emulator: Emulator, h
     assert emulator.instances() == []
 
 
+def test_two_instances_in_one_command(gcloud: Gcloud, emulator: Emulator) -> None:
+    gcloud(CREATE.replace(" vm ", " vm-a vm-b "))
+    gcloud(f"compute instances stop vm-a vm-b --zone={ZONE}")
+    listed = gcloud("compute instances list --format=value(name,status)")
+    gcloud(f"compute instances delete vm-a vm-b --zone={ZONE} --quiet")
+
+    assert listed.split() == ["vm-a", "TERMINATED", "vm-b", "TERMINATED"]
+    assert emulator.instances() == []
+
+
 def test_what_the_catalogue_lists(gcloud: Gcloud) -> None:
     zones = gcloud("compute zones list --format=value(name)").split()
     machines = gcloud(f"compute machine-types list --zones={ZONE} --format=value(name)").split()
