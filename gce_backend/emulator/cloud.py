@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .calls import Call
 from .clock import Clock
 from .doors import Handlers, addresses
-from .faults import FaultKind, Faults, operation_error
+from .faults import Fault, FaultKind, Faults, operation_error
 from .names import fingerprint
 from .operations import Operation
 from .tokens import Tokens
@@ -102,6 +102,15 @@ class Cloud:
 
     def end(self, place: int, **changes: Any) -> None:
         self.calls[place] = dataclasses.replace(self.calls[place], **changes)
+
+    # -- faults ---------------------------------------------------------------------------------
+
+    def inject(self, fault: Fault) -> None:
+        """From now on; a cut network also breaks the connections there are."""
+        self.faults.inject(fault)
+        for life in self.lives.values():
+            if self.faults.network_is_cut(*life.instance.names):
+                life.disconnect()
 
     # -- operations -----------------------------------------------------------------------------
 

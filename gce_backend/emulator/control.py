@@ -43,7 +43,7 @@ class Control:
             case "GET", ["faults"]:
                 return [fault.to_json() for fault in self._cloud.faults.pending()]
             case "POST", ["faults"]:
-                self._cloud.faults.inject(Fault(**await _json(request)))
+                self._cloud.inject(Fault(**await _json(request)))
                 return {}
             case "DELETE", ["faults"]:
                 self._cloud.faults.clear()

@@ -199,7 +199,7 @@ class Emulator:
         return self._life(name).machine.directory
 
     def inject(self, fault: Fault) -> None:
-        self._loop.call_soon_threadsafe(self._cloud.faults.inject, fault)
+        self._loop.call_soon_threadsafe(self._cloud.inject, fault)
 
     def clear_faults(self) -> None:
         self._loop.call_soon_threadsafe(self._cloud.faults.clear)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from . import catalog, schema
@@ -111,6 +112,16 @@ def _check_scheduling(body: Body, machine: str) -> None:
     row = catalog.table()["machineTypes"][machine]
     if (body.get("guestAccelerators") or row.get("accelerators")) and maintenance != "TERMINATE":
         raise invalid("Instances with guest accelerators do not support live migration.")
+    if moment := scheduling.get("terminationTime"):
+        try:
+            datetime.fromisoformat(moment)
+        except ValueError as error:
+            field = "resource.scheduling.terminationTime"
+            raise invalid_field(field, moment, "Must be in RFC3339 format.") from error
+    _check_run_time(scheduling, spot=spot)
+
+
+def _check_run_time(scheduling: Body, *, spot: bool) -> None:
     duration = scheduling.get("maxRunDuration")
     action = scheduling.get("instanceTerminationAction")
     if duration is not None:

@@ -19,6 +19,7 @@ removes it out of PROVISIONING.
 from __future__ import annotations
 
 import enum
+from datetime import datetime
 from typing import Any
 
 from .clock import Clock, rfc3339
@@ -131,8 +132,12 @@ class Instance:
 
         ``terminationTime`` stays; ``maxRunDuration`` counts from the last start.
         """
+        if self.started_at is None or self.status is not Status.RUNNING:
+            return None
+        if moment := self.scheduling.get("terminationTime"):
+            return datetime.fromisoformat(moment).timestamp()
         duration = self.scheduling.get("maxRunDuration")
-        if duration is None or self.started_at is None or self.status is not Status.RUNNING:
+        if duration is None:
             return None
         return self.started_at + int(duration["seconds"]) + int(duration.get("nanos", 0)) / 1e9
 

@@ -66,6 +66,8 @@ class Life:
         """
         if self.instance.status is Status.TERMINATED:
             self.instance.advance(Status.PROVISIONING)
+        if self.gone or self.instance.status is not Status.PROVISIONING:
+            raise InstanceVanished
         self._boot = self.cloud.spawn(self._provision())
         await asyncio.wait([self._boot])
         if self._boot.cancelled():
@@ -117,6 +119,11 @@ class Life:
             self.instance.guest_attributes["hostkeys", kind] = key
         self._ssh_opening = self.cloud.spawn(self._listen_for_ssh(self._ssh))
 
+    def disconnect(self) -> None:
+        """Break what is open: the network is cut."""
+        if self._ssh is not None:
+            self._ssh.disconnect()
+
     async def _listen_for_ssh(self, ssh: SshServer) -> None:
         await self.cloud.clock.sleep(self.cloud.settings.ssh_seconds)
         await ssh.listen(self._doors.address)
@@ -130,17 +137,7 @@ class Life:
         )
 
     async def _run_script(self, attribute: str) -> None:
-        text = self._view.attributes().get(attribute)
-        if text is None:
-            self.machine.log(f"google_metadata_script_runner: No {attribute} in metadata.")
-            return
-        file = self.machine.directory / attribute
-        file.write_text(text)
-        file.chmod(0o700)
-        with self.machine.serial_file.open("ab") as serial:
-            process = self.machine.spawn(["/bin/bash", str(file)], output=serial)
-        status = await process.wait()
-        self.machine.log(f"google_metadata_script_runner: {attribute} exit status {status}")
+        await self.machine.run_script(attribute, self._view.attributes().get(attribute))
 
     def _limit_run_time(self) -> None:
         moment = self.instance.termination_at

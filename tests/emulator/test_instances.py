@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import requests
 
-from gce_backend.emulator import Emulator, Fault
+from gce_backend.emulator import Emulator, Fault, isolation
 from gce_backend.emulator.leftovers import MARK
 
 from .conftest import Api, body, eventually
@@ -76,7 +77,7 @@ def test_delete_ends_processes_that_forked_twice_and_removes_the_directory(
 def test_no_process_of_an_instance_escapes_by_clearing_its_environment(
     emulator: Emulator, api: Api
 ) -> None:
-    if os.geteuid() != 0:
+    if not isolation.is_permitted():
         pytest.skip("needs namespaces of its own, which need root")
     api.create(startup="(setsid env -i /usr/bin/setsid /bin/sleep 98763 &) ; sleep 1")
     eventually(lambda: processes_with("98763"), "the daemon runs")
@@ -150,9 +151,7 @@ def test_a_passed_run_time_takes_its_action(
 
     emulator.advance(3601)
 
-    eventually(
-        lambda: api.get().status_code == 404 or api.get().json()["status"] == "TERMINATED", "end"
-    )
+    eventually(lambda: api.get().json().get("status") in (None, "TERMINATED"), "its end")
     assert api.get().status_code == status
 
 
@@ -238,3 +237,28 @@ def test_the_mark_is_in_the_environment_of_every_process(api: Api) -> None:
     api.create(startup=f"echo mark=${MARK}")
 
     eventually(lambda: "mark=" in api.serial() and "/" in api.serial(), "the mark")
+
+
+def test_a_delete_before_the_boot_wins(emulator: Emulator, api: Api) -> None:
+    emulator.inject(Fault("operation_slow", "instances.insert", seconds=600))
+    insert = api.insert().json()
+    api.finish(api.delete().json())
+
+    emulator.advance(601)
+
+    assert api.finish(insert)["error"]["errors"][0]["code"] == "RESOURCE_NOT_FOUND"
+    assert api.get().status_code == 404
+
+
+def test_a_termination_time_ends_it_then(emulator: Emulator, api: Api) -> None:
+    moment = datetime.fromtimestamp(emulator.now() + 900, UTC).isoformat()
+    scheduling = {"terminationTime": moment, "instanceTerminationAction": "STOP"}
+    api.create(scheduling=scheduling)
+    shown = api.get().json()["resourceStatus"]["scheduling"]["terminationTimestamp"]
+
+    emulator.advance(901)
+
+    assert datetime.fromisoformat(shown).timestamp() == pytest.approx(
+        datetime.fromisoformat(moment).timestamp(), abs=1
+    )
+    eventually(lambda: api.get().json()["status"] == "TERMINATED", "its end")

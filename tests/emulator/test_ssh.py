@@ -187,3 +187,11 @@ def test_openssh_copies_a_tree(api: Api, key: Path, tmp_path: Path) -> None:
     subprocess.run([*common, f"alice@{host}:tree", str(tmp_path / "back")], check=True, timeout=60)
 
     assert (tmp_path / "back/sub/file").read_text() == "x"
+
+
+def test_a_cut_network_breaks_open_connections(
+    emulator: Emulator, client: paramiko.SSHClient
+) -> None:
+    emulator.inject(Fault("network_cut", resource="vm", times=None))
+
+    eventually(lambda: not client.get_transport().is_active(), "it is broken")  # type: ignore[union-attr]

@@ -160,6 +160,19 @@ class Machine:
             )
         )
 
+    async def run_script(self, name: str, text: str | None) -> None:
+        """Run a script as root would, its output on serial port 1; None: there is none."""
+        if text is None:
+            self.log(f"google_metadata_script_runner: No {name} in metadata.")
+            return
+        file = self.directory / name
+        file.write_text(text)
+        file.chmod(0o700)
+        with self.serial_file.open("ab") as serial:
+            process = self.spawn(["/bin/bash", str(file)], output=serial)
+        status = await process.wait()
+        self.log(f"google_metadata_script_runner: {name} exit status {status}")
+
     def _adopt(self, process: Process) -> Process:
         self._children.append(process)
         self._sessions.add(process.pid)

@@ -71,6 +71,10 @@ class SshServer:
         if self._acceptor is not None:
             self._acceptor.close()
             self._acceptor = None
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Break every connection."""
         for connection in list(self._connections):
             connection.abort()
         self._connections.clear()
