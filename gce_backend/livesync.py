@@ -41,9 +41,9 @@ class LiveSync:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Not joined: a call to a store that hangs must not delay the instance's deletion. Whoever
+        # applies next waits for it at the applier's lock.
         self._stop.set()
-        # Not joined for long: a call to a dead store can take a while, and it holds nothing.
-        self._thread.join(timeout=30)
 
     def mark_running(self) -> None:
         """The entry point has started: the run's status says so as soon as the store answers."""

@@ -8,7 +8,6 @@ instance never waits for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,8 +116,8 @@ class Runner:
         status = self._storage.read_json(self.submission.paths.status)
         if status is None:
             self._applier.apply_new()
-            return
-        self._write_end(EndReason(status["end_reason"]), status)
+        else:
+            self._write_end(_reason(status), status)
 
     def cancel(self, interrupts: Interrupts) -> Result:
         """Ask for the end and follow until it is reached."""
@@ -132,17 +131,22 @@ class Runner:
         """
         self._delete()
         status = self._storage.read_json(self.submission.paths.status)
-        self._write_end(EndReason(status["end_reason"]) if status else EndReason.CANCELLED, status)
+        self._write_end(_reason(status) if status else EndReason.CANCELLED, status)
 
     def _settle(self, end: End) -> Result:
         """Results proven, instance deleted, 404 seen, run terminated; in that order."""
         self._life.end(end.reason)
         if end.status is not None:
-            missing = self._unproven(end.status)
-            if missing:
+            if missing := self._unproven(end.status):
                 self._keep(missing, end)
+        elif end.reason is EndReason.INSTANCE_LOST and self._is_there():
+            self._keep([f"{self.submission.uri}/status.json"], end)
         serial = "" if end.status else self._serial_output()
-        self._delete()
+        try:
+            self._delete()
+        except CleanupError:
+            self._write_end(end.reason, end.status)
+            raise
         result = self._result(end, serial)
         self._write_end(end.reason, end.status)
         self._summarize(end)
@@ -167,23 +171,40 @@ class Runner:
     def _keep(self, missing: list[str], end: End) -> None:
         """Leave the instance alone, tell MLflow, and say what to do."""
         here = self.submission
-        deadline = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(here.deadline))
-        is_there = self._compute.exists(here.zone, here.instance)
-        # Nothing is moved in the bucket: the agent may still be uploading under the old names.
-        self._write_end(EndReason.RESULTS_UNVERIFIED, end.status, self._applier.apply_new)
+        self._write_end(EndReason.RESULTS_UNVERIFIED, end.status)
         lines = "\n".join(f"  {line}" for line in missing[:20])
-        bills = (
-            f"Instance {here.instance!r} in {here.zone} is kept and still bills, until {deadline} "
-            "at the latest. To fetch the files from it, run:\n"
-            f"  gcloud compute scp --recurse --zone {here.zone} --project {here.project} "
-            f"{here.instance}:/var/lib/mlflow-gce ./rescued"
-            if is_there
-            else f"Instance {here.instance!r} no longer exists."
-        )
         raise ResultsUnverified(
-            f"run {here.run_id}: its results are not proven to be in the bucket:\n{lines}\n{bills}",
+            f"run {here.run_id}: its results are not proven to be in the bucket:\n{lines}\n"
+            f"{self._what_bills(end)}",
             missing,
         )
+
+    def _what_bills(self, end: End) -> str:
+        here = self.submission
+        if not self._is_there():
+            return f"Instance {here.instance!r} no longer exists; nothing bills."
+        where = f"--zone {here.zone} --project {here.project}"
+        if end.status is None:
+            return (
+                f"{end.detail}. Its disk is kept, and bills, with what had not been uploaded. "
+                "To boot it again, so that its agent uploads the rest and deletes it, run:\n"
+                f"  gcloud compute instances start {here.instance} {where}\n"
+                f"  mlflow-gce attach {here.run_id}"
+            )
+        deadline = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(here.deadline))
+        return (
+            f"Instance {here.instance!r} in {here.zone} is kept and still bills, until {deadline} "
+            "at the latest. To fetch the files from it, then delete it, run:\n"
+            f"  gcloud compute scp --recurse {where} {here.instance}:/var/lib/mlflow-gce rescued\n"
+            f"  mlflow-gce stop --now {here.run_id}"
+        )
+
+    def _is_there(self) -> bool:
+        """Whether the instance exists, or may: only a 404 says that it does not."""
+        try:
+            return self._compute.exists(self.submission.zone, self.submission.instance)
+        except ComputeError:
+            return True
 
     def _delete(self) -> None:
         self._life.catch_up(Phase.DELETING, at=time.time())
@@ -211,18 +232,17 @@ class Runner:
         )
         return Result(end.reason, exit_code, f"{message}\n{_indented(tail)}" if tail else message)
 
-    def _write_end(
-        self,
-        reason: EndReason,
-        status: dict[str, Any] | None,
-        apply: Callable[[], int] | None = None,
-    ) -> None:
+    def _write_end(self, reason: EndReason, status: dict[str, Any] | None) -> None:
         """The journal's rest and how the run ended, into the store as soon as it answers."""
         run_id = self.submission.run_id
         at = float(status["ended_at"]) if status and status.get("ended_at") else None
+        # Files are moved to their final names only once all are proven to be there: an agent that
+        # is not done uploads under the old ones.
+        proven = reason is not EndReason.RESULTS_UNVERIFIED
+        apply = self._applier.finish if proven else self._applier.apply_new
 
         def write() -> None:
-            (apply or self._applier.finish)()
+            apply()
             self._tracking.terminate(run_id, reason, at=at)
 
         until_store_answers(write, run_id, seconds=self._limits.sync_seconds)
@@ -262,6 +282,13 @@ class Runner:
             return self._compute.serial_output(self.submission.zone, self.submission.instance)
         except (ComputeError, GceBackendError):
             return ""
+
+
+def _reason(status: dict[str, Any]) -> EndReason:
+    """How a run ended by its status.json; what the agent could not verify is no success."""
+    if not status.get("verified"):
+        return EndReason.RESULTS_UNVERIFIED
+    return EndReason(status["end_reason"])
 
 
 def _metrics(metrics: dict[str, float]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """How runs end: failing, cancelled, left alone, with their client killed. Nothing stays behind."""
 
 import signal
+import urllib.request
 
 import pytest
 from conftest import CHECKOUT, PROJECTS, wait_until
@@ -158,6 +159,26 @@ def test_results_that_are_missing_keep_the_instance_and_say_so(cloud):
     assert cloud.emulator.instances() == []
 
 
+def test_an_instance_that_stopped_keeps_its_disk_and_finishes_when_started_again(cloud):
+    following = cloud.start_run(PLAIN, "-P", "steps=20", "-P", "pause=0.2")
+    following.wait_for("step 3 of")
+    (instance,) = cloud.emulator.instances()
+
+    cloud.emulator.power_off(instance["name"])
+
+    assert following.end() == 1, following.text
+    assert f"gcloud compute instances start {instance['name']}" in following.text
+    assert cloud.only_run().data.tags["gce.end_reason"] == "results_unverified"
+    zone = instance["zone"].rpartition("/")[2]
+    path = f"projects/emulator-project/zones/{zone}/instances/{instance['name']}/start"
+    request = urllib.request.Request(cloud.emulator.compute_url + path, data=b"", method="POST")
+    urllib.request.urlopen(request, timeout=10).close()
+    code, output = cloud.mlflow_gce("attach", cloud.only_run().info.run_id)
+    assert code == 0, output
+    assert cloud.only_run().info.status == "FINISHED"
+    assert artifact(cloud, cloud.only_run(), "result.txt") == b"done\n"
+
+
 def test_a_failing_delete_is_an_error_that_names_the_instance(cloud):
     cloud.emulator.inject(Fault("forbidden", "instances.delete", times=None))
 
@@ -166,6 +187,7 @@ def test_a_failing_delete_is_an_error_that_names_the_instance(cloud):
     assert code == 1, output
     assert "may still be billing" in output
     assert "gcloud compute instances delete mlflow-" in output
+    assert cloud.only_run().info.status == "FINISHED"
     cloud.emulator.clear_faults()
     code, output = cloud.mlflow_gce("stop", "--now", cloud.only_run().info.run_id)
     assert code == 0, output
