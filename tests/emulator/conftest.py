@@ -20,7 +20,7 @@ T = TypeVar("T")
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[Emulator]:
     """One for a module; every answer it gave is held against the discovery document."""
-    with Emulator(boot_seconds=0.04, shutdown_seconds=1) as running:
+    with Emulator(boot_seconds=0.04, shutdown_seconds=3) as running:
         running.create_bucket("bucket")
         yield running
         check_answers(running)
