@@ -256,9 +256,9 @@ class Runner:
             "instance": f"{seconds:.1f} s from insert to deletion{self._cost(seconds)}",
             "artifacts": str(run.info.artifact_uri),
             "log, status": self.submission.uri,
-            "instances left": str(self._instances_left()),
         }
         self._console.table(f"run {run.info.run_name} ({run.info.run_id})", rows)
+        self._console.say(f"instances left: {self._instances_left()}")
 
     def _cost(self, seconds: float) -> str:
         if self.submission.usd_per_hour is None:

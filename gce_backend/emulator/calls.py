@@ -19,7 +19,7 @@ class Call:
         status: HTTP status; 0 when the reply was lost, None while the call is being served.
         name: the API's method, for example ``instances.insert`` or ``storage.objects.delete``.
         caller: the instance it came from; empty for a client.
-        answer: the JSON it was answered with (compute only).
+        answer: the JSON it was answered with: by compute, and by storage to a finished upload.
     """
 
     at: float

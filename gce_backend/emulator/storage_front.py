@@ -8,7 +8,9 @@ streamed in both directions.
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -65,6 +67,8 @@ class StorageFront:
         try:
             answer = await self._answer(request, call)
             status = answer.status
+            if call.is_upload and status == 200:
+                self._cloud.end(place, answer=_resource(answer))
             return answer
         except ApiError as error:
             status = error.code
@@ -178,3 +182,9 @@ async def _short(
     if request.method == "DELETE" and found.status == 200:
         return web.Response(status=204)
     return web.Response(status=found.status, body=body, headers=headers)
+
+
+def _resource(answer: web.StreamResponse) -> dict[str, Any] | None:
+    """The object an upload made; None for the answer that only begins one."""
+    body = answer.body if isinstance(answer, web.Response) else None
+    return json.loads(body) if isinstance(body, bytes) and body else None

@@ -66,12 +66,8 @@ def assert_recorded_in_order(cloud, run_id):
         return next(number for number, call in enumerate(calls) if match(call))
 
     def wrote(file):
-        return lambda call: (
-            call.service == "storage"
-            and call.method in ("POST", "PUT")
-            and call.status == 200
-            and f"{run_id}/{file}" in f"{call.path} {call.query} {call.body}".replace("%2F", "/")
-        )
+        wanted = f"mlflow-gce/runs/{run_id}/{file}"
+        return lambda call: call.service == "storage" and (call.answer or {}).get("name") == wanted
 
     manifest, status = position(wrote("manifest.json")), position(wrote("status.json"))
     delete = position(lambda call: call.method == "DELETE" and name in call.path)

@@ -8,16 +8,17 @@ from sandbox import FAST, Sandbox
 
 pytestmark = pytest.mark.flow
 
-# Stops a training as a preemption does, just before epoch 3 of 4: no handler, no cleanup.
+# Ends a training as a preemption does, with no handler and no cleanup, at the worst moment: the
+# second epoch's checkpoint is stored, and its metrics are not.
 INTERRUPTED = """
-import os, train
-one_epoch = train.train_one_epoch
-def until(training, *rest):
-    if len(training.history) == 2:
+import os, runpy, mlflow
+log_metrics = mlflow.log_metrics
+def until_epoch_2(*args, **named):
+    if named["step"] == 2:
         os._exit(137)
-    return one_epoch(training, *rest)
-train.train_one_epoch = until
-train.main()
+    log_metrics(*args, **named)
+mlflow.log_metrics = until_epoch_2
+runpy.run_path("train.py", run_name="__main__")
 """
 
 
@@ -55,9 +56,11 @@ def test_a_sweep_is_one_run_per_value(sandbox: Sandbox) -> None:
     assert {run.info.status for run in sandbox.runs()} == {"FINISHED"}
 
 
-@pytest.mark.parametrize("model", ["cnn", "resnet18"])
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_every_model_trains_in_either_precision(
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [("cnn", "bf16"), ("resnet18", "float32")],  # resnet18 in bf16 is for GPUs: minutes on a CPU
+)
+def test_other_models_and_mixed_precision_train(
     sandbox: Sandbox, model: str, precision: str
 ) -> None:
     sandbox.train(
