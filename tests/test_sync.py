@@ -31,6 +31,8 @@ from gce_backend.run_store import APPLIED_TAG, RunStore, brief_retries, redacted
 from gce_backend.storage import Storage
 from gce_backend.sync import REFUSED_TAG, JournalApplier
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:

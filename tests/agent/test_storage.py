@@ -17,6 +17,8 @@ from gce_backend.agent.storage import CHUNK_BYTES, MULTIPART_MAX_BYTES, Storage
 from .cloud import Bucket, ControlPlane
 from .front import Front
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 
 @pytest.fixture
 def storage(plane: ControlPlane, front: Front) -> Storage:

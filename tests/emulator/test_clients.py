@@ -14,6 +14,8 @@ from gce_backend.emulator import Emulator
 
 from .conftest import ZONE, body
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 
 @pytest.fixture
 def options(emulator: Emulator) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from gce_backend.emulator.leftovers import MARK
 
 from .conftest import Api, body, eventually
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 RW = "https://www.googleapis.com/auth/devstorage.read_write"
 COMPUTE = "https://www.googleapis.com/auth/compute"
 

@@ -15,6 +15,8 @@ from gce_backend.emulator import Emulator, Fault
 
 from .conftest import Api, eventually
 
+pytestmark = pytest.mark.flow  # real processes and servers
+
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
