@@ -56,16 +56,8 @@ def test_a_sweep_is_one_run_per_value(sandbox: Sandbox) -> None:
     assert {run.info.status for run in sandbox.runs()} == {"FINISHED"}
 
 
-@pytest.mark.parametrize(
-    ("model", "precision"),
-    [("cnn", "bf16"), ("resnet18", "float32")],  # resnet18 in bf16 is for GPUs: minutes on a CPU
-)
-def test_other_models_and_mixed_precision_train(
-    sandbox: Sandbox, model: str, precision: str
-) -> None:
-    sandbox.train(
-        "data=digits", f"model={model}", "trainer.epochs=1", f"trainer.precision={precision}"
-    )
+def test_mixed_precision_trains(sandbox: Sandbox) -> None:
+    sandbox.train("data=digits", "model=cnn", "trainer.epochs=1", "trainer.precision=bf16")
     assert sandbox.runs()[0].info.status == "FINISHED"
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -57,3 +58,13 @@ def test_the_configuration_and_the_mlproject_agree_on_defaults() -> None:
     assert parameters.batch_size.default == config.trainer.batch_size
     assert parameters.seed.default == config.trainer.seed
     assert parameters.lr.default == config.optimizer.lr
+
+
+@pytest.mark.parametrize("name", list(train.MODELS))
+def test_every_model_turns_grey_images_into_ten_logits_and_learns(name: str) -> None:
+    width = OmegaConf.load(CONF / "model" / f"{name}.yaml").width
+    model = train.Classifier(train.MODELS[name](width), torch.rand(8, 1, 28, 28))
+    logits = model(torch.rand(4, 1, 28, 28))
+    assert logits.shape == (4, 10)
+    torch.autograd.backward(logits.square().mean())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
