@@ -543,16 +543,13 @@ def test_100_000_points_are_applied_with_bounded_memory(run: SyncedRun) -> None:
         records = [metric(run, f"m{i % 4}", i / 7, i) for i in range(first, first + per_segment)]
         run.put_journal(records, segment=per_segment, first=number)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.monotonic()
 
     assert applier(run).apply_new() == 100_000
 
-    seconds = time.monotonic() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     with sqlite3.connect(run.database) as database:
         rows = database.execute("select count(*) from metrics").fetchone()[0]
     assert rows == 100_000
-    assert seconds < 60
     assert grown < 100  # MiB
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,26 +14,9 @@ from .conftest import Api, eventually
 pytestmark = pytest.mark.flow
 
 MANY = 200
-LIST_SECONDS = 0.05
-START_SECONDS = 1.0
 
 
-def best(seconds: list[float]) -> float:
-    """Of several tries: other work on the machine is not the emulator's."""
-    return min(seconds)
-
-
-def test_starting_takes_less_than_a_second() -> None:
-    taken = []
-    for _ in range(3):
-        before = time.monotonic()
-        with Emulator():
-            taken.append(time.monotonic() - before)
-
-    assert best(taken) < START_SECONDS
-
-
-def test_two_hundred_instances_are_alive_and_listed_quickly() -> None:
+def test_two_hundred_instances_are_alive_at_once() -> None:
     with Emulator(boot_seconds=0.04, shutdown_seconds=0.5) as emulator:
         api = Api(emulator.compute_url, emulator.project)
         names = [f"vm-{number}" for number in range(MANY)]
@@ -46,14 +28,8 @@ def test_two_hundred_instances_are_alive_and_listed_quickly() -> None:
             "all run",
             seconds=120,
         )
-        taken = []
-        with requests.Session() as session:
-            for _ in range(10):
-                before = time.monotonic()
-                answer = session.get(f"{api.zone}/instances", timeout=30)
-                taken.append(time.monotonic() - before)
+        answer = requests.get(f"{api.zone}/instances", timeout=30)
         assert len(answer.json()["items"]) == MANY
-        assert best(taken) < LIST_SECONDS
         root = emulator.root
 
     assert not root.exists()
