@@ -143,7 +143,7 @@ def _run(order: Any, *, follow: bool) -> GceSubmittedRun:
         handle = GceSubmittedRun(submission, settings.endpoints, settings)
         if not follow:
             return handle
-        if not settings.gce.follow:
+        if not settings.gce.follow and not interrupts.wants_cancel:
             console.say(f"detached; come back with: mlflow-gce attach {submission.run_id}")
             return handle
         limits = Limits(settings.gce.boot_minutes * 60, settings.gce.grace_seconds)

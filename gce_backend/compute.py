@@ -143,8 +143,11 @@ class Compute:
             return True
 
         what = f"setting metadata {key!r} of zones/{zone}/instances/{name}"
-        with translated(what):
-            wait_until(lambda: self._call(attempt), seconds=60, what=what)
+        try:
+            with translated(what):
+                wait_until(lambda: self._call(attempt), seconds=60, what=what)
+        except DeadlinePassed as error:
+            raise OperationTimeout(f"{what}: somebody else keeps changing it") from error
 
     def list(self, label_filter: str) -> Iterator[tuple[str, Resource]]:
         """(zone, instance) for every instance of the project that matches, in all zones.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -32,17 +33,27 @@ class Console:
     def say(self, text: str) -> None:
         if self._quiet:
             return
-        self._fresh_line()
-        print(text, file=self._out, flush=True)
+        try:
+            self._fresh_line()
+            print(text, file=self._out, flush=True)
+        except OSError:
+            self._quiet = True  # whoever read us is gone; the run is not
 
     def warn(self, text: str) -> None:
-        self._fresh_line()
-        print(f"mlflow-gce: {text}", file=self._err, flush=True)
+        with contextlib.suppress(OSError):
+            self._fresh_line()
+            print(f"mlflow-gce: {text}", file=self._err, flush=True)
 
     def log(self, piece: bytes) -> None:
         """A piece of the training's log, byte for byte where the terminal takes bytes."""
         if self._quiet or not piece:
             return
+        try:
+            self._write(piece)
+        except OSError:
+            self._quiet = True
+
+    def _write(self, piece: bytes) -> None:
         buffer: BinaryIO | None = getattr(self._out, "buffer", None)
         if buffer is not None:
             self._out.flush()

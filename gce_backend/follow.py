@@ -22,6 +22,7 @@ from gce_backend.submission import Submission
 
 _TICK_SECONDS = 1.0
 _INSTANCE_CHECK_SECONDS = 5.0
+_SILENCE_SECONDS = 60.0  # a heartbeat comes every five
 _GONE = ("TERMINATED", "STOPPED", "SUSPENDED")
 
 #: The agent's phases, as lines on the console and as phases of the lifecycle.
@@ -82,6 +83,7 @@ class Follower:
         self._instance_checked_at = 0.0
         self._cancelled_at: float | None = None
         self._bucket_is_away = False
+        self._heartbeat_at = 0.0
 
     def follow(self) -> End:
         """Block until the run has ended.
@@ -95,11 +97,14 @@ class Follower:
             try:
                 if (end := self._look()) is not None:
                     return end
-                self._bucket_answered()
             except StorageError as error:
                 self._bucket_did_not_answer(error)
-            if late := self._too_late():
-                return late
+            else:
+                self._bucket_answered()
+                # Judged only by what was read just now: a bucket that is away is no sign that
+                # the instance is.
+                if late := self._too_late():
+                    return late
             self._interrupts.sleep(_TICK_SECONDS)
 
     def _look(self) -> End | None:
@@ -115,7 +120,7 @@ class Follower:
         return End(None, EndReason.INSTANCE_LOST, gone) if gone else None
 
     def _bucket_did_not_answer(self, error: StorageError) -> None:
-        if not error.transient:
+        if not error.transient or time.time() > self._submission.deadline:
             raise following_lost(self._submission, error) from error
         if not self._bucket_is_away:
             self._bucket_is_away = True
@@ -136,12 +141,12 @@ class Follower:
                 exit_code=code,
             )
         if self._interrupts.wants_cancel and self._cancelled_at is None:
-            self._cancelled_at = time.monotonic()
             self._console.warn(
                 "cancelling: the training is ended and its results are saved; "
                 "Ctrl-C once more leaves without waiting"
             )
-            request_cancel(self._submission, self._storage, self._compute)
+            if request_cancel(self._submission, self._storage, self._compute):
+                self._cancelled_at = time.monotonic()
 
     def _instance_is_gone(self) -> str | None:
         """What became of the instance, or None while it is there (or cannot be asked)."""
@@ -160,9 +165,10 @@ class Follower:
     def _too_late(self) -> End | None:
         if not self._shown and time.time() > self._boot_deadline:
             return End(None, EndReason.BOOT_TIMEOUT, "the instance gave no sign of life in time")
-        if self._cancelled_at is not None:
+        if self._cancelled_at is not None and self._life.phase is not Phase.COLLECTING:
             waited = time.monotonic() - self._cancelled_at
-            if waited > 2 * self._grace_seconds + 60:
+            is_silent = time.time() - self._heartbeat_at > _SILENCE_SECONDS
+            if waited > 2 * self._grace_seconds + 60 and is_silent:
                 detail = f"the instance did not react to the cancel within {waited:.0f} s"
                 return End(None, EndReason.CANCELLED, detail)
         if time.time() > self._submission.deadline:
@@ -176,6 +182,7 @@ class Follower:
 
     def _show_phases(self) -> None:
         heartbeat = self._storage.read_json(self._submission.paths.heartbeat)
+        self._heartbeat_at = float((heartbeat or {}).get("at", 0.0))
         phases = (heartbeat or {}).get("phases", [])
         for item in phases[len(self._shown) :]:
             self._enter(item["phase"], float(item["at"]))
@@ -210,11 +217,19 @@ def following_lost(submission: Submission, error: StorageError) -> FollowingLost
     )
 
 
-def request_cancel(submission: Submission, storage: Storage, compute: Compute) -> None:
-    """Ask the agent to end the run: at once through metadata, within seconds through the bucket."""
+def request_cancel(submission: Submission, storage: Storage, compute: Compute) -> bool:
+    """Ask the agent to end the run: at once through metadata, within seconds through the bucket.
+
+    Returns:
+        Whether one of the two took the wish.
+    """
     from gce_backend.agent.paths import CANCEL_ATTRIBUTE
 
-    storage.put(submission.paths.cancel, b"cancel\n")
-    # Gone already, or not permitted: the object in the bucket says the same.
+    is_asked = False
+    with contextlib.suppress(StorageError):
+        storage.put(submission.paths.cancel, b"cancel\n")
+        is_asked = True
     with contextlib.suppress(ComputeError):
         compute.set_metadata(submission.zone, submission.instance, CANCEL_ATTRIBUTE, "1")
+        is_asked = True
+    return is_asked

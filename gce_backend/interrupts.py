@@ -55,6 +55,10 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def defer(self, deferred: bool = True) -> None:
+        """As ``deferred``, from now on (or no longer)."""
+        self._deferred = deferred
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """While an instance may exist, a signal only leaves a wish; the code looks at it."""

@@ -16,6 +16,7 @@ from gce_backend.errors import (
     GceBackendError,
     NoCapacity,
     OperationTimeout,
+    PermissionDenied,
     QuotaExceeded,
 )
 from gce_backend.instance import Agent, insert_body, instance_name, lifetime_seconds
@@ -91,8 +92,14 @@ class InstanceRequest:
             agent=self._agent,
             deadline=submission.deadline,
         )
-        with self._interrupts.deferred(), _deleted_on_error(self._compute, submission):
-            self._compute.insert(zone, body)
+        # From here on there is something to detach from: signals leave a wish, also after this.
+        self._interrupts.defer()
+        try:
+            with _deleted_on_error(self._compute, submission):
+                self._compute.insert(zone, body)
+        except BaseException:
+            self._interrupts.defer(False)
+            raise
         self._console.phase("created", time.time() - now, submission.resource)
         return submission
 
@@ -128,6 +135,8 @@ def _deleted_on_error(compute: Compute, submission: Submission) -> Iterator[None
     """
     try:
         yield
+    except PermissionDenied:
+        raise  # refused before anything was made; the delete would be refused as well
     except BaseException as error:
         delete(compute, submission, because=str(error))
         raise

@@ -105,11 +105,15 @@ class Runner:
                     grace_seconds=self._limits.grace_seconds,
                 ).follow()
             try:
-                return self._settle(end)
+                serial = self._prove_and_delete(end)
             except ResultsUnverified:
                 raise
             except StorageError as error:
                 raise following_lost(self.submission, error) from error
+            result = self._result(end, serial)
+            self._write_end(end.reason, end.status)
+            self._summarize(end)
+            return result
 
     def sync(self) -> None:
         """Apply what the bucket has of the run to the store; its end too, when it has ended."""
@@ -117,7 +121,7 @@ class Runner:
         if status is None:
             self._applier.apply_new()
         else:
-            self._write_end(_reason(status), status)
+            self._write_end(self._proven_reason(status), status)
 
     def cancel(self, interrupts: Interrupts) -> Result:
         """Ask for the end and follow until it is reached."""
@@ -131,10 +135,15 @@ class Runner:
         """
         self._delete()
         status = self._storage.read_json(self.submission.paths.status)
-        self._write_end(_reason(status) if status else EndReason.CANCELLED, status)
+        reason = self._proven_reason(status) if status else EndReason.CANCELLED
+        self._write_end(reason, status)
 
-    def _settle(self, end: End) -> Result:
-        """Results proven, instance deleted, 404 seen, run terminated; in that order."""
+    def _prove_and_delete(self, end: End) -> str:
+        """Results proven, instance deleted, 404 seen; in that order.
+
+        Returns:
+            The instance's serial output where it left no status; "" otherwise.
+        """
         self._life.end(end.reason)
         if end.status is not None:
             if missing := self._unproven(end.status):
@@ -145,12 +154,15 @@ class Runner:
         try:
             self._delete()
         except CleanupError:
-            self._write_end(end.reason, end.status)
+            self._try_to_write_end(end.reason, end.status)
             raise
-        result = self._result(end, serial)
-        self._write_end(end.reason, end.status)
-        self._summarize(end)
-        return result
+        return serial
+
+    def _proven_reason(self, status: dict[str, Any]) -> EndReason:
+        """How a run ended by its status.json; without proof of its results it is no success."""
+        if self._unproven(status):
+            return EndReason.RESULTS_UNVERIFIED
+        return EndReason(status["end_reason"])
 
     def _unproven(self, status: dict[str, Any]) -> list[str]:
         """What the agent or the bucket itself says is missing; empty when everything is there."""
@@ -171,7 +183,7 @@ class Runner:
     def _keep(self, missing: list[str], end: End) -> None:
         """Leave the instance alone, tell MLflow, and say what to do."""
         here = self.submission
-        self._write_end(EndReason.RESULTS_UNVERIFIED, end.status)
+        self._try_to_write_end(EndReason.RESULTS_UNVERIFIED, end.status)
         lines = "\n".join(f"  {line}" for line in missing[:20])
         raise ResultsUnverified(
             f"run {here.run_id}: its results are not proven to be in the bucket:\n{lines}\n"
@@ -247,7 +259,21 @@ class Runner:
 
         until_store_answers(write, run_id, seconds=self._limits.sync_seconds)
 
+    def _try_to_write_end(self, reason: EndReason, status: dict[str, Any] | None) -> None:
+        """As ``_write_end``, where something worse is about to be told."""
+        try:
+            self._write_end(reason, status)
+        except GceBackendError as error:
+            self._console.warn(f"MLflow does not know yet how the run ended: {error}")
+
     def _summarize(self, end: End) -> None:
+        """A look back; whatever it cannot learn changes nothing about how the run ended."""
+        try:
+            self._print_summary(end)
+        except GceBackendError as error:
+            self._console.warn(f"no summary: {error}")
+
+    def _print_summary(self, end: End) -> None:
         run = self._tracking.get_run(self.submission.run_id)
         seconds = self._life.history[-1].at - self.submission.created_at
         rows = {
@@ -273,8 +299,11 @@ class Runner:
 
     def _log_tail(self) -> str:
         """The last lines of the training's log, from its last pieces in the bucket."""
-        names = [info.name for info in self._storage.list(self.submission.paths.log_dir)]
-        tail = b"".join(self._storage.read(name) or b"" for name in names[-3:])
+        try:
+            names = [info.name for info in self._storage.list(self.submission.paths.log_dir)]
+            tail = b"".join(self._storage.read(name) or b"" for name in names[-3:])
+        except StorageError:
+            return ""
         return tail[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
 
     def _serial_output(self) -> str:
@@ -282,13 +311,6 @@ class Runner:
             return self._compute.serial_output(self.submission.zone, self.submission.instance)
         except (ComputeError, GceBackendError):
             return ""
-
-
-def _reason(status: dict[str, Any]) -> EndReason:
-    """How a run ended by its status.json; what the agent could not verify is no success."""
-    if not status.get("verified"):
-        return EndReason.RESULTS_UNVERIFIED
-    return EndReason(status["end_reason"])
 
 
 def _metrics(metrics: dict[str, float]) -> dict[str, str]:

@@ -6,6 +6,7 @@ Compute Engine deletes the instance at its deadline. What follows is in ``runner
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from gce_backend.errors import (
     ComputeError,
     NoCapacity,
     QuotaExceeded,
+    TrackingError,
 )
 from gce_backend.instance import lifetime_seconds
 from gce_backend.interrupts import Interrupted, Interrupts
@@ -187,5 +189,7 @@ def _terminated_on_error(tracking: Tracking, run_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        tracking.terminate(run_id, next(r for kind, r in _REASONS if isinstance(error, kind)))
+        reason = next(r for kind, r in _REASONS if isinstance(error, kind))
+        with contextlib.suppress(TrackingError):  # the first error is the one to tell
+            tracking.terminate(run_id, reason)
         raise

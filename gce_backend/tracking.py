@@ -16,13 +16,14 @@ from typing import Any, ParamSpec, TypeVar
 from gce_backend.config import Settings
 from gce_backend.errors import TrackingError
 from gce_backend.lifecycle import OUTCOME, EndReason
-from gce_backend.project import EntryPoint, Source
+from gce_backend.project import EntryPoint, Source, without_credentials
 from gce_backend.run_store import brief_retries, redacted
 
 _DEFAULT_EXPERIMENT = "0"
 _PARAM_NAME = re.compile(r"^[\w\-. /:]+$")
 _MAX_PARAM_LENGTH = 6000
 _RUN_ID_LENGTH = 32
+_MAX_PARAMS = 100  # of one batch
 
 # Tags through which a later command finds a run's instance and its files.
 RUN_URI_TAG = "gce.run"
@@ -57,7 +58,9 @@ def _answering(method: Callable[P, T]) -> Callable[P, T]:
                 return method(*args, **kwargs)
         except MlflowException as error:
             store = redacted(args[0].uri)  # type: ignore[attr-defined]
-            raise TrackingError(f"the tracking store {store} answered: {error.message}") from error
+            raise TrackingError(
+                f"the tracking store {store} answered: {without_credentials(error.message)}"
+            ) from error
 
     return call
 
@@ -129,24 +132,32 @@ class Tracking:
         Parameters are stored as given: MLflow stores them shell-quoted, and a trainer that logs the
         same value itself then fails on the difference.
         """
-        from mlflow.entities import Param, RunTag
-
         run = self._client.create_run(
             experiment.experiment_id,
             run_name=run_name,
             tags=_tags(source, entry, settings),
         )
-        parameters = {"machine": settings.machine.name, **backend_parameters, **entry.parameters}
+        run_id: str = run.info.run_id
+        try:
+            self._describe(run_id, {**backend_parameters, **entry.parameters}, settings)
+        except BaseException:
+            # Nobody else knows of this run yet.
+            self._client.set_terminated(run_id, "FAILED")
+            raise
+        return run_id
+
+    def _describe(self, run_id: str, given: Mapping[str, str], settings: Settings) -> None:
+        """Log the parameters, and show that the run waits for its instance."""
+        from mlflow.entities import Param, RunTag
+
+        parameters = {"machine": settings.machine.name, **given}
         kept = {key: value for key, value in parameters.items() if _PARAM_NAME.match(key)}
         dropped = [RunTag("gce.parameters", json.dumps(parameters))] if kept != parameters else []
-        run_id: str = run.info.run_id
-        self._client.log_batch(
-            run_id,
-            params=[Param(k, _canonical(v)[:_MAX_PARAM_LENGTH]) for k, v in kept.items()],
-            tags=dropped,
-        )
+        params = [Param(k, _canonical(v)[:_MAX_PARAM_LENGTH]) for k, v in kept.items()]
+        for first in range(0, len(params), _MAX_PARAMS):
+            self._client.log_batch(run_id, params=params[first : first + _MAX_PARAMS])
+        self._client.log_batch(run_id, tags=dropped)
         self._client.update_run(run_id, status="SCHEDULED")
-        return run_id
 
     @_answering
     def spec(self, experiment: Experiment, run_id: str) -> dict[str, Any]:
