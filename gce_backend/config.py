@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gce_backend.compose import Composer, choices, dotted_keys, first_line
 from gce_backend.errors import ConfigError
+from gce_backend.urls import is_loopback
 
 # The keys MLflow itself puts into a backend's configuration; none of them is ours.
 _MLFLOW_KEYS = frozenset(
@@ -158,23 +158,18 @@ def read_endpoints(environ: Mapping[str, str] = os.environ) -> Endpoints:
         ("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", compute),
         ("STORAGE_EMULATOR_HOST", storage),
     ):
-        if url and url.startswith("http://") and not _is_loopback(url):
+        if url and url.startswith("http://") and not is_loopback(url):
             raise ConfigError(
                 f"{name}={url}: plain http to an address that is not loopback would send your "
                 "token in the clear. Use https, or an address of 127.0.0.0/8"
             )
-    if (compute is None) != (storage is None) and _is_loopback(compute or storage or ""):
+    if (compute is None) != (storage is None) and is_loopback(compute or storage or ""):
         raise ConfigError(
             "one of Compute Engine and Cloud Storage is emulated and the other is not "
             f"(CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE={compute}, STORAGE_EMULATOR_HOST={storage})"
             ". Set both, as `mlflow-gce emulator env` prints them, or neither"
         )
     return Endpoints(compute, storage)
-
-
-def _is_loopback(url: str) -> bool:
-    host = urllib.parse.urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _words(parameters: Mapping[str, Any]) -> list[str]:

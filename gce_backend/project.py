@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from gce_backend.errors import ProjectError
+from gce_backend.urls import without_credentials
 
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _URI = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
@@ -127,11 +127,6 @@ def entry_point(source: Source, name: str, parameters: Mapping[str, Any]) -> Ent
             f"parameter ({error}); a brace of the shell's is written twice in an MLproject file"
         ) from error
     return EntryPoint(name, command, shown, tuple(_words_of(command)) if is_hydra else ())
-
-
-def without_credentials(uri: str) -> str:
-    """``uri`` without ``user:token@``."""
-    return _USERINFO.sub("", uri)
 
 
 def _declared(project: Any, source: Source, name: str) -> Any:

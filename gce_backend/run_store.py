@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gce_backend.errors import TrackingError
+from gce_backend.urls import without_credentials
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -102,8 +103,9 @@ class RunStore:
         run = self._reaching(lambda: self.store.get_run(self.run_id))
         if run.info.lifecycle_stage != "active":
             raise TrackingError(
-                f"run {self.run_id} in {redacted(self.uri)} is deleted, and takes no data. Its "
-                f"journal stays in the bucket. Run: mlflow runs restore --run-id {self.run_id}"
+                f"run {self.run_id} in {without_credentials(self.uri)} is deleted, and takes no "
+                "data. Its journal stays in the bucket. "
+                f"Run: mlflow runs restore --run-id {self.run_id}"
             )
         return run
 
@@ -164,8 +166,8 @@ class RunStore:
     def _away(self, error: Any) -> TrackingError:
         status = int(error.get_http_status_code())
         raised = TrackingError(
-            f"run {self.run_id} in {redacted(self.uri)}: the tracking store answered {status}: "
-            f"{_sentence(error)}. What the training logged is safe in the bucket. "
+            f"run {self.run_id} in {without_credentials(self.uri)}: the tracking store answered "
+            f"{status}: {_sentence(error)}. What the training logged is safe in the bucket. "
             f"Apply it later with: mlflow-gce sync {self.run_id}"
         )
         raised.transient = status >= 500 or status in _BUSY
@@ -184,11 +186,6 @@ class RunStore:
             raise raised
 
 
-def redacted(uri: str) -> str:
-    """The URI without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
 def _sentence(error: Exception) -> str:
     """MLflow's message on one line, cut, without credentials that a URL in it may carry."""
-    return redacted(" ".join(str(error).split()))[:300].rstrip(".")
+    return without_credentials(" ".join(str(error).split()))[:300].rstrip(".")

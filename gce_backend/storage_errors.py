@@ -7,7 +7,6 @@ next command.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from gce_backend.errors import ConfigError, StorageError
+from gce_backend.urls import is_loopback
 
 
 class _Bucket(Protocol):
@@ -119,15 +119,8 @@ def check_emulator_host(host: str | None) -> None:
             f"STORAGE_EMULATOR_HOST={host!r} is not a URL; it needs its scheme, "
             "as in http://127.0.0.1:9000"
         )
-    if url.scheme == "http" and not _is_loopback(url.hostname):
+    if url.scheme == "http" and not is_loopback(host):
         raise ConfigError(
             f"STORAGE_EMULATOR_HOST={host!r} is plain http to another machine; "
             "only a loopback address (127.0.0.1, localhost, [::1]) may be http"
         )
-
-
-def _is_loopback(hostname: str) -> bool:
-    try:
-        return ipaddress.ip_address(hostname).is_loopback
-    except ValueError:
-        return hostname == "localhost"

@@ -16,8 +16,9 @@ from typing import Any, ParamSpec, TypeVar
 from gce_backend.config import Settings
 from gce_backend.errors import TrackingError
 from gce_backend.lifecycle import OUTCOME, EndReason
-from gce_backend.project import EntryPoint, Source, without_credentials
-from gce_backend.run_store import brief_retries, redacted
+from gce_backend.project import EntryPoint, Source
+from gce_backend.run_store import brief_retries
+from gce_backend.urls import without_credentials
 
 _DEFAULT_EXPERIMENT = "0"
 _PARAM_NAME = re.compile(r"^[\w\-. /:]+$")
@@ -57,7 +58,7 @@ def _answering(method: Callable[P, T]) -> Callable[P, T]:
             with brief_retries():
                 return method(*args, **kwargs)
         except MlflowException as error:
-            store = redacted(args[0].uri)  # type: ignore[attr-defined]
+            store = without_credentials(args[0].uri)  # type: ignore[attr-defined]
             raise TrackingError(
                 f"the tracking store {store} answered: {without_credentials(error.message)}"
             ) from error
@@ -215,8 +216,8 @@ class Tracking:
         found = [run for run in ours if run.info.run_id.startswith(run_id)]
         if len(found) != 1:
             raise TrackingError(
-                f"store {redacted(self.uri)}: {len(found) or 'no'} runs of this backend begin "
-                f"with {run_id!r}"
+                f"store {without_credentials(self.uri)}: {len(found) or 'no'} runs of this backend "
+                f"begin with {run_id!r}"
             )
         return found[0]
 

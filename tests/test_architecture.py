@@ -21,7 +21,7 @@ LAYERS = [
     {"storage", "bundle", "project", "environment", "config", "provisional"},
     {"compose", "compute_errors", "storage_errors", "project_files", "run_store", "batch"},
     {"interrupts", "console"},
-    {"errors", "lifecycle", "polling", "prices"},
+    {"errors", "lifecycle", "polling", "prices", "urls"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

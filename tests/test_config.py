@@ -149,6 +149,13 @@ def test_plain_http_to_another_machine_is_refused(name):
         read_endpoints({**EMULATED, name: "http://10.0.0.7:1234/compute/v1/"})
 
 
+def test_a_name_that_only_begins_like_a_loopback_address_is_refused():
+    wrong = {**EMULATED, "STORAGE_EMULATOR_HOST": "http://127.example.com:1235"}
+
+    with pytest.raises(ConfigError, match="in the clear"):
+        read_endpoints(wrong)
+
+
 @pytest.mark.parametrize("name", sorted(EMULATED))
 def test_half_an_emulator_is_refused(name):
     with pytest.raises(ConfigError, match="Set both"):

@@ -9,7 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gce_backend.environment import read_environment
 from gce_backend.errors import ConfigError, ProjectError
-from gce_backend.project import entry_point, open_source, without_credentials
+from gce_backend.project import entry_point, open_source
+from gce_backend.urls import without_credentials
 
 NASTY = [
     "a b",

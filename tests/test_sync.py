@@ -27,9 +27,10 @@ from journals import PREFIX, Record, SyncedRun, export, make_run, recording
 from gce_backend.errors import TrackingError
 from gce_backend.provisional import ID_TAG, OF_TAG, ProvisionalIds
 from gce_backend.replay import Replay
-from gce_backend.run_store import APPLIED_TAG, RunStore, brief_retries, redacted
+from gce_backend.run_store import APPLIED_TAG, RunStore, brief_retries
 from gce_backend.storage import Storage
 from gce_backend.sync import REFUSED_TAG, JournalApplier
+from gce_backend.urls import without_credentials
 
 pytestmark = pytest.mark.flow  # real processes and servers
 
@@ -646,7 +647,7 @@ def test_the_patience_of_mlflows_client_is_short_only_while_we_call(
     ],
 )
 def test_messages_name_the_store_without_its_password(uri: str, expected: str) -> None:
-    assert redacted(uri) == expected
+    assert without_credentials(uri) == expected
 
 
 # ---------------------------------------------------------------------- a real server
