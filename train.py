@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # Threads that wait sleep, rather than spin: on a machine that does anything besides, an epoch with
-# spinning ones was measured to take up to ten times as long. To be set before torch is loaded.
+# spinning ones was measured to take twice as long and more. To be set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra

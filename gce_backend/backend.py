@@ -45,7 +45,9 @@ class GceSubmittedRun(SubmittedRun):  # type: ignore[misc]
         Raises:
             ResultsUnverified, CleanupError, TrackingError: see ``Runner.follow``.
         """
-        return bool(self._runner().follow(Interrupts(active=False)).exit_code == 0)
+        return bool(
+            self.runner(Console(quiet=True)).follow(Interrupts(active=False)).exit_code == 0
+        )
 
     def get_status(self) -> Any:
         """The run's ``RunStatus`` in the tracking store, brought up to date from the bucket."""
@@ -53,14 +55,15 @@ class GceSubmittedRun(SubmittedRun):  # type: ignore[misc]
 
         from gce_backend.tracking import Tracking
 
-        self._runner().sync()
+        self.runner(Console(quiet=True)).sync()
         return RunStatus.from_string(Tracking(self.submission.tracking_uri).status(self.run_id))
 
     def cancel(self) -> None:
         """End the run: its results are saved, its status is KILLED, its instance deleted."""
-        self._runner().cancel(Interrupts(active=False))
+        self.runner(Console(quiet=True)).cancel(Interrupts(active=False))
 
-    def _runner(self) -> Any:
+    def runner(self, console: Console) -> Any:
+        """Who follows this run, as patiently as its settings say."""
         from gce_backend.runner import Limits, Runner
 
         gce = self._settings.gce if self._settings else None
@@ -68,7 +71,7 @@ class GceSubmittedRun(SubmittedRun):  # type: ignore[misc]
         return Runner(
             self.submission,
             endpoints=self._endpoints,
-            console=Console(quiet=True),
+            console=console,
             limits=limits,
         )
 
@@ -134,7 +137,6 @@ def command_line_options() -> Mapping[str, Any] | None:
 
 
 def _run(order: Any, *, follow: bool) -> GceSubmittedRun:
-    from gce_backend.runner import Limits, Runner
     from gce_backend.submit import submit
 
     console = Console(quiet=not follow)
@@ -146,9 +148,7 @@ def _run(order: Any, *, follow: bool) -> GceSubmittedRun:
         if not settings.gce.follow and not interrupts.wants_cancel:
             console.say(f"detached; come back with: mlflow-gce attach {submission.run_id}")
             return handle
-        limits = Limits(settings.gce.boot_minutes * 60, settings.gce.grace_seconds)
-        runner = Runner(submission, endpoints=settings.endpoints, console=console, limits=limits)
-        result = runner.follow(interrupts)
+        result = handle.runner(console).follow(interrupts)
     if result.exit_code:
         console.warn(result.message)
         sys.exit(result.exit_code)

@@ -53,7 +53,7 @@ def attach(run: str, tracking_uri: str | None) -> None:
 def stop(run: str, tracking_uri: str | None, now: bool) -> None:
     """End RUN: save its results, mark it KILLED, delete its instance.
 
-    The exit code is 0 once a GET said 404 for the instance.
+    The exit code is 0 once a GET said 404 for the instance, and the run's if it had failed before.
     """
     from gce_backend.lifecycle import EndReason
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from gce_backend.agent.paths import CANCEL_ATTRIBUTE
 from gce_backend.compute import Compute
 from gce_backend.console import Console
 from gce_backend.errors import ComputeError, FollowingLost, InstanceNotFound, StorageError
@@ -223,8 +224,6 @@ def request_cancel(submission: Submission, storage: Storage, compute: Compute) -
     Returns:
         Whether one of the two took the wish.
     """
-    from gce_backend.agent.paths import CANCEL_ATTRIBUTE
-
     is_asked = False
     with contextlib.suppress(StorageError):
         storage.put(submission.paths.cancel, b"cancel\n")

@@ -15,7 +15,6 @@ from gce_backend.errors import (
     ComputeError,
     GceBackendError,
     NoCapacity,
-    OperationTimeout,
     PermissionDenied,
     QuotaExceeded,
 )
@@ -150,7 +149,7 @@ def delete(compute: Compute, submission: Submission, *, because: str = "") -> No
     """
     try:
         compute.delete(submission.zone, submission.instance)
-    except (ComputeError, OperationTimeout) as error:
+    except ComputeError as error:
         deadline = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(submission.deadline))
         raise CleanupError(
             f"{f'{because}. ' if because else ''}cannot delete instance "

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from gce_backend.agent.paths import RUN_LABEL
 from gce_backend.compute import Compute
 from gce_backend.config import Endpoints
 from gce_backend.console import Console
@@ -144,13 +145,14 @@ class Runner:
         Returns:
             The instance's serial output where it left no status; "" otherwise.
         """
+        here = self.submission
         self._life.end(end.reason)
         if end.status is not None:
             if missing := self._unproven(end.status):
                 self._keep(missing, end)
         elif end.reason is EndReason.INSTANCE_LOST and self._is_there():
-            self._keep([f"{self.submission.uri}/status.json"], end)
-        serial = "" if end.status else self._serial_output()
+            self._keep([f"{here.uri}/status.json"], end)
+        serial = "" if end.status else self._compute.serial_output(here.zone, here.instance)
         try:
             self._delete()
         except CleanupError:
@@ -293,8 +295,6 @@ class Runner:
         return f", about ${usd:.4f} by list price"
 
     def _instances_left(self) -> int:
-        from gce_backend.agent.paths import RUN_LABEL
-
         return sum(1 for _ in self._compute.list(f"labels.{RUN_LABEL}={self.submission.run_id}"))
 
     def _log_tail(self) -> str:
@@ -305,12 +305,6 @@ class Runner:
         except StorageError:
             return ""
         return tail[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
-
-    def _serial_output(self) -> str:
-        try:
-            return self._compute.serial_output(self.submission.zone, self.submission.instance)
-        except (ComputeError, GceBackendError):
-            return ""
 
 
 def _metrics(metrics: dict[str, float]) -> dict[str, str]:

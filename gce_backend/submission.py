@@ -19,7 +19,7 @@ class Submission:
         instance: its name; with project and zone it names the resource.
         bucket: where the run's own files are, under ``paths``.
         deadline: unix seconds after which Compute Engine has deleted the instance.
-        created_at: unix seconds at which the insert had succeeded.
+        created_at: unix seconds just before the insert; what the instance's life is counted from.
         usd_per_hour: list price, None where the table does not know it.
     """
 

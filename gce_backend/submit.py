@@ -122,17 +122,18 @@ def submit(order: Order, console: Console, interrupts: Interrupts) -> tuple[Subm
 
 
 def _plan(order: Order, source: Source) -> Plan:
-    ours = {k: str(v) for k, v in order.parameters.items() if is_backend_parameter(k)}
-    theirs = {k: v for k, v in order.parameters.items() if not is_backend_parameter(k)}
+    ours = {k: v for k, v in order.parameters.items() if is_backend_parameter(k)}
+    theirs = {k: v for k, v in order.parameters.items() if k not in ours}
     entry = entry_point(source, order.entry_point, theirs)
     settings = load_settings(
         source.directory,
         backend_config=order.backend_config,
-        parameters={k: v for k, v in order.parameters.items() if is_backend_parameter(k)},
+        parameters=ours,
         training_words=entry.hydra_words,
     )
     environment = read_environment(source.directory, order.env_manager)
-    return Plan(order, source, entry, settings, environment, ours)
+    recorded = {key: str(value) for key, value in ours.items()}
+    return Plan(order, source, entry, settings, environment, recorded)
 
 
 def _project_name(source: Source) -> str:
