@@ -112,6 +112,24 @@ def test_a_killed_client_changes_nothing_but_who_watches(cloud):
     assert [m.step for m in history] == list(range(1, 21))
 
 
+def test_a_client_killed_while_its_insert_is_under_way(cloud):
+    following = cloud.start_run(PLAIN, "-P", "steps=5")
+    wait_until(cloud.inserts, what="the insert")
+    following.send(signal.SIGKILL)
+    following.end()
+
+    wait_until(lambda: cloud.emulator.instances() == [], what="the instance's own deletion")
+
+    run_id = cloud.only_run().info.run_id
+    code, output = cloud.mlflow_gce("attach", run_id)
+    assert code == 0, output
+    assert cloud.only_run().info.status == "FINISHED"
+    history = cloud.client.get_metric_history(run_id, "loss")
+    assert [m.step for m in history] == [1, 2, 3, 4, 5]
+    assert artifact(cloud, cloud.only_run(), "result.txt") == b"done\n"
+    assert len(cloud.inserts()) == 1
+
+
 def test_a_bucket_that_refuses_the_client_ends_the_watching_and_not_the_run(cloud):
     following = cloud.start_run(PLAIN, "-P", "steps=20", "-P", "pause=0.2")
     following.wait_for("step 2 of")
