@@ -175,8 +175,8 @@ trap '' TERM
 url=http://$GCE_METADATA_HOST/computeMetadata/v1/instance/preempted
 etag=$({ask} -o /dev/null -D - $url | tr -d '\\r' | sed -n 's/^ETag: //Ip')
 echo watching
-{ask} "$url?wait_for_change=true&last_etag=$etag"
-echo
+told=$({ask} "$url?wait_for_change=true&last_etag=$etag")
+echo "$told"  # in one piece: the shutdown writes to the same port
 """
     spot = {"provisioningModel": "SPOT", "instanceTerminationAction": "STOP"}
     api.create(startup=script, scheduling=spot)

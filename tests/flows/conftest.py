@@ -206,6 +206,8 @@ def cloud(emulator: Emulator, _empty_store: Path, tmp_path: Path) -> Iterator[Cl
     emulator.create_bucket(bucket)
     directory = tmp_path / "home"
     directory.mkdir()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     shutil.copy(_empty_store, directory / "mlflow.db")
     environ = {
         **os.environ,
@@ -213,6 +215,7 @@ def cloud(emulator: Emulator, _empty_store: Path, tmp_path: Path) -> Iterator[Cl
         "MLFLOW_GCE_BUCKET": bucket,
         "MLFLOW_TRACKING_URI": f"sqlite:///{directory / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TMPDIR": str(temporary),  # a killed client leaves its files here, not in /tmp
     }
     story = Cloud(emulator, bucket, directory, environ)
     yield story
