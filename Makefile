@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo ui test check fmt bench clean
+.PHONY: help demo ui test test-all check fmt bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(STAMP)  ## train MNIST on an emulated instance, start to end
 	@$(BIN)/mlflow-gce emulator exec --root .gce-emulator -- \
@@ -22,6 +22,10 @@ ui: $(STAMP)  ## MLflow's UI on the demo's runs, artifacts included, at http://1
 test: check  ## all tests: unit tests first, then the flows on the emulator
 	@$(BIN)/pytest -q -n auto -m "not flow"
 	@$(BIN)/pytest -q -n auto -m flow
+
+test-all: check  ## the same with every cell of the matrices and the long tests; takes hours
+	@$(BIN)/pytest -q -n auto -m "not flow" --whole
+	@$(BIN)/pytest -q -n auto -m flow --whole
 
 check: $(STAMP)  ## formatting, lint, strict types
 	@$(BIN)/ruff format --check --quiet .

@@ -3,15 +3,65 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from gce_backend.storage import Storage
+
+SEED_VARIABLE = "MATRIX_SEED"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--whole", action="store_true", help="every cell of the matrices, and the long tests"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Set before the workers start, so that all of them choose the same cells.
+    os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(10**6)))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Said at the end, since -q prints no header: a failing cell must be found again."""
+    terminalreporter.write_line(_slice_in_words(config))
+
+
+def _slice_in_words(config: pytest.Config) -> str:
+    if config.getoption("--whole"):
+        return "matrices: whole"
+    return f"matrices: a slice, {SEED_VARIABLE}={os.environ[SEED_VARIABLE]}; all with --whole"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out long tests, and all but a seeded slice of each matrix's cells.
+
+    A test marked `matrix(cells=N)` keeps N of its parameters' combinations in a usual run.
+    """
+    if config.getoption("--whole"):
+        return
+    cells: dict[str, list[pytest.Item]] = defaultdict(list)
+    left_out = {item for item in items if item.get_closest_marker("long")}
+    for item in items:
+        if item.get_closest_marker("matrix") and item not in left_out:
+            cells[item.nodeid.split("[")[0]].append(item)
+    for test, group in cells.items():
+        marker = group[0].get_closest_marker("matrix")
+        assert marker is not None
+        kept = min(int(marker.kwargs["cells"]), len(group))
+        chosen = random.Random(f"{os.environ[SEED_VARIABLE]} {test}").sample(group, kept)
+        left_out.update(item for item in group if item not in chosen)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.hookimpl(wrapper=True)
