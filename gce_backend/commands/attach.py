@@ -1,0 +1,19 @@
+"""``mlflow-gce attach``: come back to a run."""
+
+from __future__ import annotations
+
+import click
+
+from gce_backend.commands.following import followed
+from gce_backend.commands.options import RUN, TRACKING_URI
+
+
+@click.command()
+@RUN
+@TRACKING_URI
+def attach(run: str, tracking_uri: str | None) -> None:
+    """Follow RUN again, from the beginning of its log to its end.
+
+    RUN is an MLflow run id, or its first characters. The exit code is the run's.
+    """
+    followed(run, tracking_uri, lambda runner, interrupts: runner.follow(interrupts))
