@@ -7,6 +7,7 @@ declares (``project.py``), and whether the cloud agrees (``compute.py``, ``stora
 from __future__ import annotations
 
 import dataclasses
+import enum
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,13 @@ class Machine:
     accelerator_type: str | None = None
 
 
+class StallAction(enum.Enum):
+    """What is done about a trainer that shows no life any more."""
+
+    report = "report"
+    end = "end"
+
+
 @dataclass
 class Results:
     """``require``: artifact paths that a successful run must have left in the bucket."""
@@ -77,6 +85,9 @@ class Gce:
     grace_seconds: float
     follow: bool
     torch_backend: str | None
+    system_metrics: float = 10.0
+    stall_minutes: float = 30.0
+    stall_action: StallAction = StallAction.report
     results: Results = field(default_factory=Results)
 
 
@@ -218,7 +229,8 @@ def _check_limits(gce: Gce) -> None:
             f"gce.max_hours={gce.max_hours}: with gce.rescue_minutes it must be between 0 and "
             f"{most} hours, what Compute Engine allows an instance with a deadline"
         )
-    for key in ("rescue_minutes", "boot_minutes", "grace_seconds"):
+    limits = ("rescue_minutes", "boot_minutes", "grace_seconds", "system_metrics", "stall_minutes")
+    for key in limits:
         if getattr(gce, key) < 0:
             raise ConfigError(f"gce.{key}={getattr(gce, key)}: must not be negative")
 

@@ -61,6 +61,7 @@ class EndReason(enum.Enum):
     EXITED_NONZERO = "exited_nonzero"  # the entry point failed
     CANCELLED = "cancelled"  # somebody asked for the end
     DEADLINE = "deadline"  # gce.max_hours was over
+    STALLED = "stalled"  # no log, no metric, no CPU for gce.stall_minutes, and gce.stall_action=end
     ENVIRONMENT_FAILED = "environment_failed"  # requirements could not be installed
     AGENT_FAILED = "agent_failed"  # the agent could not do its work
 
@@ -94,6 +95,7 @@ OUTCOME: Mapping[EndReason, Outcome] = {
     _R.EXITED_NONZERO: Outcome("FAILED"),
     _R.CANCELLED: Outcome("KILLED"),
     _R.DEADLINE: Outcome("KILLED"),
+    _R.STALLED: Outcome("FAILED"),
     _R.ENVIRONMENT_FAILED: Outcome("FAILED"),
     _R.AGENT_FAILED: Outcome("FAILED"),
     _R.RESULTS_UNVERIFIED: Outcome("FAILED"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from gce_backend.agent.paths import RunPaths
 from gce_backend.bundle import Bundle
-from gce_backend.config import Settings
+from gce_backend.config import Settings, StallAction
 from gce_backend.environment import UV_VERSION, Environment, download_uv, sha256_of
 from gce_backend.instance import Agent
 from gce_backend.project import EntryPoint
@@ -94,6 +94,9 @@ def run_spec(
         "deadline": deadline,
         "grace_seconds": settings.gce.grace_seconds,
         "require": list(settings.gce.results.require),
+        "system_metrics_seconds": settings.gce.system_metrics,
+        "stall_minutes": settings.gce.stall_minutes,
+        "stall_end": settings.gce.stall_action is StallAction.end,
     }
 
 
