@@ -28,6 +28,7 @@ from .files import read_json, write_json
 from .heartbeat import Heartbeat
 from .log import RunLog
 from .metadata import Identity, MetadataServer
+from .placement import placed
 from .process import Launch, Trainer, trainer_variables
 from .shipping import Shipping
 from .spec import Spec
@@ -232,7 +233,8 @@ class Attempt:
         variables = trainer_variables(
             spec, url, state.memory.token, state.memory.bin_directory, account
         )
-        workdir = bundle.workdir(spec, state.work)
+        variables["MLFLOW_GCE_JOB"] = str(state.job)
+        workdir = bundle.workdir(spec, placed(state.work, spec.place, account, self._log.say))
         trainer.start(Launch(spec.command, workdir, variables, account))
 
     def _prepare(self) -> None:
@@ -246,6 +248,12 @@ class Attempt:
             )
             bundle.unpack(archive, state.work)
             archive.unlink()
+        if (job := spec.job) is not None and not state.job.exists():
+            retrying(
+                lambda: bundle.fetch(storage, spec.bucket, job, state.job),
+                spec.deadline,
+                give_up=self._stop.is_set,
+            )
         self._enter("environment")
         if not state.memory.environment_ready:
             state.memory.bin_directory = environment.prepare(

@@ -35,6 +35,11 @@ class RunPaths:
         return f"{self.root}/spec.json"
 
     @property
+    def job(self) -> str:
+        """A sweep's job: the program that runs it, and what it runs."""
+        return f"{self.root}/job.pyz"
+
+    @property
     def cancel(self) -> str:
         return f"{self.root}/cancel"
 

@@ -31,6 +31,15 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """The tracking server that the agent itself may write to."""
+
+    uri: str
+    secret: str | None  # projects/P/secrets/NAME/versions/VERSION
+    secret_kind: str  # "token", or "login" for user:password
+
+
+@dataclass(frozen=True)
 class Spec:
     run_id: str
     attempt: int
@@ -38,6 +47,8 @@ class Spec:
     paths: RunPaths
     bundle: Stored
     workdir: str
+    place: str  # absolute path at which the project should be found; "" for anywhere
+    job: Stored | None  # a program of the client's, fetched beside the project
     command: str
     env: dict[str, str]
     environment: Environment
@@ -46,6 +57,7 @@ class Spec:
     deadline: float  # unix seconds
     grace_seconds: float
     require: tuple[str, ...]
+    forward: Forward | None  # None: the journal is applied by a client alone
 
     @property
     def artifact_uri(self) -> str:
@@ -79,6 +91,8 @@ def _spec(raw: dict[str, Any]) -> Spec:
         paths=RunPaths(str(raw["prefix"]), str(raw["run_id"])),
         bundle=_stored(raw["bundle"]),
         workdir=str(raw.get("workdir") or ""),
+        place=str(raw.get("place") or ""),
+        job=_stored(raw["job"]) if raw.get("job") else None,
         command=str(raw["command"]),
         env={str(key): str(value) for key, value in (raw.get("env") or {}).items()},
         environment=_environment(raw.get("environment") or {}),
@@ -87,6 +101,7 @@ def _spec(raw: dict[str, Any]) -> Spec:
         deadline=float(raw["deadline"]),
         grace_seconds=float(raw.get("grace_seconds", 30)),
         require=tuple(str(path) for path in raw.get("require") or ()),
+        forward=_forward(raw["tracking"].get("forward")),
     )
 
 
@@ -102,6 +117,13 @@ def _environment(raw: dict[str, Any]) -> Environment:
         uv=_stored(raw["uv"]) if raw.get("uv") else None,
         torch_backend=str(raw["torch_backend"]) if raw.get("torch_backend") else None,
     )
+
+
+def _forward(raw: dict[str, Any] | None) -> Forward | None:
+    if not raw:
+        return None
+    secret = raw.get("secret") or {}
+    return Forward(str(raw["uri"]), secret.get("name"), str(secret.get("kind") or "token"))
 
 
 def _stored(raw: dict[str, Any]) -> Stored:

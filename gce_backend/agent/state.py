@@ -61,6 +61,10 @@ class State:
         return self.root / "work"
 
     @property
+    def job(self) -> Path:
+        return self.root / "job.pyz"
+
+    @property
     def log(self) -> Path:
         return self.root / "run.log"
 
