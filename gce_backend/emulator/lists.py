@@ -106,19 +106,24 @@ def _field_tree(text: str) -> tuple[dict[str, Any], str]:
     """``(name -> tree, unread rest)``; an empty tree keeps everything below."""
     tree: dict[str, Any] = {}
     while text and text[0] != ")":
-        end = next((at for at, char in enumerate(text) if char in ",/()"), len(text))
-        name, text = text[:end].strip(), text[end:]
-        inner: dict[str, Any] = {}
-        if text.startswith("("):
-            inner, text = _field_tree(text[1:])
-            text = text.removeprefix(")")
-        elif text.startswith("/"):
-            head, _, _ = text[1:].partition(",")
-            inner, rest = _field_tree(head)
-            text = rest + text[1 + len(head) :]
+        name, inner, text = _field(text)
         tree[name] = inner
         text = text.removeprefix(",")
     return tree, text
+
+
+def _field(text: str) -> tuple[str, dict[str, Any], str]:
+    """The first of a list of fields, such as ``a/*/b(c,d)``: name, what is below, unread rest."""
+    end = next((at for at, char in enumerate(text) if char in ",/()"), len(text))
+    name, text = text[:end].strip(), text[end:]
+    inner: dict[str, Any] = {}
+    if text.startswith("("):
+        inner, text = _field_tree(text[1:])
+        text = text.removeprefix(")")
+    elif text.startswith("/"):
+        below, tree, text = _field(text[1:])
+        inner = {below: tree}
+    return name, inner, text
 
 
 def _kept(node: Any, tree: dict[str, Any]) -> Any:

@@ -69,6 +69,7 @@ def test_pages_together_are_the_whole_list() -> None:
         ("name", {"name": "train-1"}),
         ("labels/owner,name", {"labels": {"owner": "ann"}, "name": "train-1"}),
         ("labels(owner,run)", {"labels": {"owner": "ann", "run": "a1"}}),
+        ("labels/*,name", {"labels": {"owner": "ann", "run": "a1"}, "name": "train-1"}),
     ],
 )
 def test_fields_keep_what_they_name(fields: str, expected: object) -> None:
