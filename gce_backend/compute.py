@@ -7,6 +7,7 @@ the API's documentation shows.
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ _CALL_SECONDS = 60.0  # one HTTP request; the library's own default is 600
 _RETRY_SECONDS = 120.0
 _INSERT_SECONDS = 900.0  # what the library and gcloud allow an insert, roughly
 _DELETE_SECONDS = 600.0
+_DELETE_PAUSES = (1.0, 2.0, 5.0, 10.0)  # before the delete is sent again
+_API = "https://www.googleapis.com/compute/v1"  # how the API spells its own links
 
 
 class Compute:
@@ -30,10 +33,18 @@ class Compute:
     Args:
         endpoint: None for Google's; otherwise a URL such as ``http://127.0.0.1:1234/compute/v1/``.
             The emulator behind it asks for no credentials.
+        retry_seconds: how long one call is repeated while the API does not answer.
     """
 
-    def __init__(self, project: str, *, endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        project: str,
+        *,
+        endpoint: str | None = None,
+        retry_seconds: float = _RETRY_SECONDS,
+    ) -> None:
         self.project = project
+        self._retry_seconds = retry_seconds
         self._options: dict[str, Any] = {}
         if endpoint:
             from google.auth.credentials import AnonymousCredentials
@@ -68,20 +79,48 @@ class Compute:
             )
             self._finish(what, zone, operation, seconds=_INSERT_SECONDS)
 
+    def start(self, zone: str, name: str) -> None:
+        """Start a stopped instance and wait until its operation has ended.
+
+        Raises:
+            NoCapacity, ComputeError: it is stopped still.
+        """
+        what = f"starting zones/{zone}/instances/{name}"
+        with translated(what):
+            operation = self._call(
+                lambda: self._instances.start_unary(
+                    project=self.project, zone=zone, instance=name, timeout=_CALL_SECONDS
+                )
+            )
+            self._finish(what, zone, operation, seconds=_INSERT_SECONDS)
+
     def get(self, zone: str, name: str) -> Resource:
         """The instance's resource.
 
         Raises:
-            InstanceNotFound: the API said 404.
+            InstanceNotFound: the API said 404, of this instance.
         """
         with translated(f"reading zones/{zone}/instances/{name}"):
-            return _plain(
-                self._call(
-                    lambda: self._instances.get(
-                        project=self.project, zone=zone, instance=name, timeout=_CALL_SECONDS
-                    )
-                )
-            )
+            return _plain(self._call(lambda: self._get(zone, name)))
+
+    def operations_on(self, zone: str, name: str) -> list[str]:
+        """What was done to the instance, by us or by Compute Engine: types of its operations.
+
+        ``insert``, ``delete``, ``compute.instances.preempted``, ``compute.instances.hostError`` …;
+        kept for about two weeks, also of an instance that is gone.
+        """
+        from google.cloud import compute_v1
+
+        target = f"/projects/{self.project}/zones/{zone}/instances/{name}"
+        request = compute_v1.ListZoneOperationsRequest(
+            project=self.project,
+            zone=zone,
+            filter=f'targetLink = "{_API}{target}"',
+            max_results=100,
+        )
+        with translated(f"listing the operations in {zone}"):
+            pages = self._call(lambda: self._operations.list(request, timeout=_CALL_SECONDS))
+            return [str(each.operation_type) for each in pages]
 
     def exists(self, zone: str, name: str) -> bool:
         """False only when a GET said 404."""
@@ -98,23 +137,53 @@ class Compute:
             OperationTimeout: it was still there after ten minutes.
             ComputeError: the API refused; the instance may still bill.
         """
+        what = f"deleting zones/{zone}/instances/{name}"
+        end = time.monotonic() + _DELETE_SECONDS
+        for pause in (*_DELETE_PAUSES, None):
+            try:
+                return self._delete_once(what, zone, name, end)
+            except PermissionDenied:
+                raise
+            except ComputeError:
+                # One that met a shutdown or another operation fails, and has no effect: again.
+                if pause is None or time.monotonic() + pause > end:
+                    raise
+                time.sleep(pause)
+
+    def _delete_once(self, what: str, zone: str, name: str, end: float) -> None:
+        """One delete, followed to a GET that says 404, or to its operation's own error."""
         from google.cloud import compute_v1
 
-        what = f"deleting zones/{zone}/instances/{name}"
         request = compute_v1.DeleteInstanceRequest(
             project=self.project, zone=zone, instance=name, request_id=str(uuid.uuid4())
         )
+        operation = ""
         try:
             with translated(what):
-                self._call(lambda: self._instances.delete_unary(request, timeout=_CALL_SECONDS))
+                operation = self._call(
+                    lambda: self._instances.delete_unary(request, timeout=_CALL_SECONDS)
+                ).name
         except InstanceNotFound:
-            pass
+            pass  # still confirmed by a GET
         except ComputeError as error:
             # A delete that somebody else began makes ours fail (400 or 409: not ready); whether
             # it is on its way shows in the instance's status.
             if isinstance(error, PermissionDenied) or not self._is_going(zone, name):
                 raise
-        self._confirm_gone(what, zone, name)
+
+        def gone() -> ComputeError | bool | None:
+            if not self.exists(zone, name):
+                return True
+            return self._failure_of(what, zone, operation) if operation else None
+
+        try:
+            found = wait_until(gone, seconds=max(0.0, end - time.monotonic()), what=what)
+        except DeadlinePassed as error:
+            raise OperationTimeout(
+                f"{what}: it still exists {_DELETE_SECONDS:.0f} s after the delete was accepted"
+            ) from error
+        if isinstance(found, ComputeError):
+            raise found
 
     def set_metadata(self, zone: str, name: str, key: str, value: str) -> None:
         """Set one metadata attribute, leaving the others as they are."""
@@ -123,9 +192,7 @@ class Compute:
             from google.api_core.exceptions import PreconditionFailed
             from google.cloud import compute_v1
 
-            instance = self._instances.get(
-                project=self.project, zone=zone, instance=name, timeout=_CALL_SECONDS
-            )
+            instance = self._get(zone, name)
             metadata = _plain(instance).get("metadata", {})
             items = [item for item in metadata.get("items", []) if item["key"] != key]
             metadata["items"] = [*items, {"key": key, "value": value}]
@@ -223,20 +290,29 @@ class Compute:
         except InstanceNotFound:
             return True
 
-    def _confirm_gone(self, what: str, zone: str, name: str) -> None:
-        try:
-            wait_until(
-                lambda: True if not self.exists(zone, name) else None,
-                seconds=_DELETE_SECONDS,
-                what=what,
+    def _failure_of(self, what: str, zone: str, operation: str) -> ComputeError | None:
+        """The error of an operation that has ended with one."""
+        with translated(f"{what}: reading its operation"):
+            current = _plain(
+                self._call(
+                    lambda: self._operations.get(
+                        project=self.project, zone=zone, operation=operation, timeout=_CALL_SECONDS
+                    )
+                )
             )
-        except DeadlinePassed as error:
-            raise OperationTimeout(
-                f"{what}: it still exists {_DELETE_SECONDS:.0f} s after the delete was accepted"
-            ) from error
+        return from_operation(what, current) if current.get("status") == "DONE" else None
+
+    def _get(self, zone: str, name: str) -> Any:
+        return self._instances.get(
+            project=self.project,
+            zone=zone,
+            instance=name,
+            timeout=min(_CALL_SECONDS, max(5.0, self._retry_seconds)),
+            retry=None,  # the library's own goes on for ten minutes on 503
+        )
 
     def _call(self, call: Callable[[], T]) -> T:
-        return retry(call, is_transient=is_transient, seconds=_RETRY_SECONDS)
+        return retry(call, is_transient=is_transient, seconds=self._retry_seconds)
 
     @property
     def _instances(self) -> Any:

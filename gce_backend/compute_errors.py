@@ -1,12 +1,13 @@
 """What Compute Engine, its client library and the network raise, told in our terms.
 
-Decided by type, code and reason; never by searching in a text, save for the one quota whose
-scope the API tells in no other way. Codes and where they appear: the API's documentation on
-troubleshooting instance creation, and operations published in public issues.
+Decided by type, code and reason; never by searching in a text, save for what the API tells in no
+other way: the scope of a quota, and which resource is not found. Codes and where they appear: the
+API's documentation on troubleshooting instance creation, and operations published in public issues.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,7 @@ _NO_CAPACITY = {
 }
 _QUOTA = {"QUOTA_EXCEEDED", "quotaExceeded"}
 _RATE_LIMIT = {"rateLimitExceeded", "userRateLimitExceeded", "RESOURCE_OPERATION_RATE_EXCEEDED"}
+_INSTANCE = re.compile(r"zones/[^/\s]+/instances/[^/\s:]+")
 _RETRIED_STATUS = {429, 500, 502, 503, 504}
 
 
@@ -40,11 +42,14 @@ def is_transient(error: Exception) -> bool:
 
     The client library itself retries only a GET that got 503.
     """
+    import google.auth.exceptions
     import requests
     from google.api_core import exceptions
 
     if isinstance(error, (requests.ConnectionError, requests.Timeout)):
         return True
+    if isinstance(error, google.auth.exceptions.TransportError):
+        return True  # the token's server did not answer
     if not isinstance(error, exceptions.GoogleAPICallError):
         return False
     reasons = _reasons(error)
@@ -55,7 +60,12 @@ def is_transient(error: Exception) -> bool:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Raise our errors for the library's; ``what`` begins the message: the call and its object."""
+    """Raise our errors for the library's; ``what`` begins the message: the call and its object.
+
+    Where it names an instance (``zones/Z/instances/NAME``), a 404 is `InstanceNotFound` only if
+    the API itself says so of that instance: a proxy's page and another resource's 404 prove
+    nothing.
+    """
     import google.auth.exceptions
     import requests
     from google.api_core import exceptions
@@ -92,7 +102,12 @@ def from_operation(what: str, operation: Mapping[str, Any]) -> ComputeError | No
 
 def _from_http(what: str, error: Any) -> ComputeError:
     message = f"{what}: {error.code} {error.message}"
-    return _by_code(message, int(error.code or 0), _reasons(error))
+    reasons = _reasons(error)
+    asked = _INSTANCE.search(what)
+    is_about_it = asked is not None and f"/{asked[0]}'" in str(error.message)
+    if error.code == 404 and "notFound" in reasons and is_about_it:
+        return InstanceNotFound(message)
+    return _by_code(message, int(error.code or 0), reasons)
 
 
 def _by_code(message: str, status: int, codes: set[str]) -> ComputeError:
@@ -100,8 +115,6 @@ def _by_code(message: str, status: int, codes: set[str]) -> ComputeError:
         return NoCapacity(message)
     if codes & _QUOTA:
         return QuotaExceeded(message, is_global="GPUS_ALL_REGIONS" in message)
-    if status == 404 and "/instances/" in message:
-        return InstanceNotFound(message)
     if status in (401, 403):
         return PermissionDenied(message)
     return ComputeError(message)

@@ -64,7 +64,6 @@ def test_a_quota_of_all_regions_is_told_from_one_of_a_region(message, is_global)
 
 
 HTTP = [
-    (exceptions.NotFound("no"), "reading zones/z/instances/i", InstanceNotFound),
     (exceptions.NotFound("no"), "creating", ComputeError),
     (exceptions.Forbidden("no"), "x", PermissionDenied),
     (exceptions.Forbidden("no", errors=[{"reason": "quotaExceeded"}]), "x", QuotaExceeded),
@@ -86,6 +85,28 @@ def test_errors_of_a_call_are_translated(raised, what, kind):
     assert type(caught.value) is kind
     assert str(caught.value).startswith(f"{what}: ")
     assert caught.value.__cause__ is raised
+
+
+def not_found(message, **more):
+    return exceptions.NotFound(message, **more)
+
+
+SAID = {"errors": [{"reason": "notFound"}]}
+PROOFS = [
+    (not_found("The resource 'projects/p/zones/z/instances/i' was not found", **SAID), True),
+    (not_found("The resource 'projects/p/zones/z/instances/i'", errors=[]), False),
+    (not_found("<html>404 /zones/z/instances/i</html>"), False),
+    (not_found("The resource 'projects/p' was not found", **SAID), False),
+    (not_found("The resource 'projects/p/zones/z/instances/i-2' was not found", **SAID), False),
+]
+
+
+@pytest.mark.parametrize(("raised", "is_proof"), PROOFS)
+def test_only_the_apis_own_404_of_this_instance_proves_it_gone(raised, is_proof):
+    with pytest.raises(ComputeError) as caught, translated("reading zones/z/instances/i"):
+        raise raised
+
+    assert isinstance(caught.value, InstanceNotFound) is is_proof
 
 
 def test_every_error_of_the_library_is_translated():

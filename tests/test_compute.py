@@ -1,0 +1,154 @@
+"""Compute Engine's calls against the emulator: retried, confirmed, and never doubled."""
+
+import itertools
+
+import pytest
+
+from gce_backend import compute as compute_module
+from gce_backend.compute import Compute
+from gce_backend.emulator import Emulator, Fault
+from gce_backend.errors import ComputeError, InstanceNotFound, NoCapacity, PermissionDenied
+
+ZONE = "europe-west1-b"
+
+
+@pytest.fixture(scope="module")
+def _emulator():
+    with Emulator(boot_seconds=0.02, shutdown_seconds=0.5) as running:
+        yield running
+
+
+@pytest.fixture
+def emulator(_emulator):
+    yield _emulator
+    _emulator.clear_faults()
+    for instance in _emulator.instances():
+        _emulator.erase(instance["name"])
+
+
+@pytest.fixture
+def compute(emulator, monkeypatch):
+    monkeypatch.setattr(compute_module, "_DELETE_PAUSES", (0.05, 0.05))
+    return Compute(emulator.project, endpoint=emulator.compute_url)
+
+
+_numbers = itertools.count()
+
+
+def body(**scheduling):
+    return {
+        "name": f"vm-{next(_numbers)}",
+        "machineType": f"zones/{ZONE}/machineTypes/n1-standard-2",
+        "disks": [
+            {
+                "boot": True,
+                "autoDelete": True,
+                "initializeParams": {
+                    "sourceImage": "projects/ubuntu-os-cloud/global/images/family/"
+                    "ubuntu-2404-lts-amd64"
+                },
+            }
+        ],
+        "networkInterfaces": [{"network": "global/networks/default"}],
+        "scheduling": scheduling,
+    }
+
+
+SPOT = {
+    "provisioningModel": "SPOT",
+    "instanceTerminationAction": "DELETE",
+    "onHostMaintenance": "TERMINATE",
+    "automaticRestart": False,
+}
+PASSING = ["rate_limit_exceeded", "too_many_requests", "internal_error", "bad_gateway"]
+PASSING += ["unavailable", "reply_lost_before", "reply_lost_after"]
+
+
+def inserts_of(emulator, name):
+    made = [c for c in emulator.calls if c.name == "instances.insert"]
+    return [c for c in made if name in str(c.body)]
+
+
+@pytest.mark.matrix(cells=6)
+@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("method", ["insert", "get", "delete", "aggregatedList"])
+def test_what_passes_is_tried_again(emulator, compute, kind, method):
+    """Every call, through every answer that passes: one instance, and then none."""
+    emulator.inject(Fault(kind, f"instances.{method}"))
+    machine = body()
+
+    compute.insert(ZONE, machine)
+    assert compute.get(ZONE, machine["name"])["status"] == "RUNNING"
+    assert [zone for zone, _ in compute.list("name = " + machine["name"])] == [ZONE]
+    compute.delete(ZONE, machine["name"])
+
+    assert not compute.exists(ZONE, machine["name"])
+    assert emulator.instances() == []
+
+
+def test_a_delete_that_failed_in_its_operation_is_sent_again(emulator, compute):
+    machine = body()
+    compute.insert(ZONE, machine)
+    emulator.inject(Fault("operation_fails", "instances.delete"))
+
+    compute.delete(ZONE, machine["name"])
+
+    assert emulator.instances() == []
+
+
+def test_a_delete_that_keeps_failing_says_what_its_operation_said(emulator, compute):
+    machine = body()
+    compute.insert(ZONE, machine)
+    emulator.inject(Fault("operation_fails", "instances.delete", times=None))
+
+    with pytest.raises(ComputeError, match="INTERNAL_ERROR: Internal error"):
+        compute.delete(ZONE, machine["name"])
+
+    assert compute.exists(ZONE, machine["name"])
+
+
+def test_a_refused_delete_is_not_repeated(emulator, compute):
+    machine = body()
+    compute.insert(ZONE, machine)
+    emulator.inject(Fault("forbidden", "instances.delete", times=None))
+    before = len(emulator.calls)
+
+    with pytest.raises(PermissionDenied):
+        compute.delete(ZONE, machine["name"])
+
+    assert len([c for c in emulator.calls[before:] if c.method == "DELETE"]) == 1
+
+
+def test_the_operations_of_a_preempted_instance_tell_of_it(emulator, compute):
+    machine, other = body(**SPOT), body(**SPOT)
+    compute.insert(ZONE, machine)
+    compute.insert(ZONE, other)
+
+    emulator.preempt(machine["name"])
+
+    with pytest.raises(InstanceNotFound):
+        compute.get(ZONE, machine["name"])
+    assert "compute.instances.preempted" in compute.operations_on(ZONE, machine["name"])
+    assert compute.operations_on(ZONE, other["name"]) == ["insert"]
+    assert compute.operations_on(ZONE, "vm-never-made") == []
+
+
+def test_a_stopped_instance_is_started_again(emulator, compute):
+    machine = body()
+    compute.insert(ZONE, machine)
+    emulator.power_off(machine["name"])
+    assert compute.get(ZONE, machine["name"])["status"] == "TERMINATED"
+
+    compute.start(ZONE, machine["name"])
+
+    assert compute.get(ZONE, machine["name"])["status"] == "RUNNING"
+
+
+def test_no_capacity_is_no_matter_of_patience(emulator, compute):
+    emulator.inject(Fault("no_capacity"))
+    machine = body()
+
+    with pytest.raises(NoCapacity):
+        compute.insert(ZONE, machine)
+
+    assert len(inserts_of(emulator, machine["name"])) == 1
