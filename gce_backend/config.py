@@ -88,6 +88,7 @@ class Gce:
     system_metrics: float = 10.0
     stall_minutes: float = 30.0
     stall_action: StallAction = StallAction.report
+    max_parallel: int | None = None
     results: Results = field(default_factory=Results)
 
 
@@ -139,6 +140,15 @@ def load_settings(
     composer = Composer(project_dir)
     config = composer.compose([*words, *training_words])
     composer.check_types(training_words)
+    return settings_of(config, endpoints)
+
+
+def settings_of(config: DictConfig, endpoints: Endpoints) -> Settings:
+    """Validate the nodes ``machine`` and ``gce`` of a composed ``config``.
+
+    Raises:
+        ConfigError: with the key, its value, what is allowed, and the closest match.
+    """
     machine: Machine = _typed(config, "machine", Machine)
     gce: Gce = _typed(config, "gce", Gce)
     _check_limits(gce)
