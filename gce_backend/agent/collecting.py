@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,21 @@ class Results:
 
 
 class Collector:
+    """Args:
+    settle: called once when everything is in the bucket, before the manifest: the tracking
+        server may get it too, whereby files move. None where no server is written to from here.
+    """
+
     def __init__(
-        self, storage: Storage, results: Results, log: RunLog, over: threading.Event
+        self,
+        storage: Storage,
+        results: Results,
+        log: RunLog,
+        over: threading.Event,
+        settle: Callable[[float], bool] | None = None,
     ) -> None:
         self._storage, self._results, self._log, self._over = storage, results, log, over
+        self._settle = settle
 
     def collect(self, ending: Ending, facts: dict[str, Any], until: float) -> dict[str, Any]:
         """Drain, verify, write; tries again until ``until``. Returns what status.json says."""
@@ -54,12 +66,18 @@ class Collector:
         for line in lacking:
             self._log.say(line)
         self._over.set()  # the log is complete: the background senders stop, the last words go here
+        objects, missing = self._rounds(until)
+        if self._settle is not None:
+            facts = {**facts, "forwarded": not missing and self._settle(until)}
+            objects, missing = self._rounds(until)
+        return self._write(ending, facts, objects, missing + lacking, until)
+
+    def _rounds(self, until: float) -> tuple[list[StoredObject], list[str]]:
         while True:
             objects, missing = self._round(until)
             if not missing or time.time() >= until:
-                break
+                return objects, missing
             time.sleep(_PAUSE_S)
-        return self._write(ending, facts, objects, missing + lacking, until)
 
     def _round(self, until: float) -> tuple[list[StoredObject], list[str]]:
         """Send what is left, then hold the bucket against what we sent."""

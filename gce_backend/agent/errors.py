@@ -5,6 +5,8 @@
     AgentError                the run cannot go on; becomes ``status.json``'s message
     ├── CloudError            a cloud endpoint refused or did not answer: .status (0: no answer)
     ├── EnvironmentFailed     the environment could not be built: end reason environment_failed
+    ├── ServerAway            nothing can be forwarded to the tracking server now
+    ├── Refused               the tracking server is well and does not accept this write
     └── Stopped               cancelled or out of time before there was a trainer
     RelayError                an answer of the relay in MLflow's error format
 """
@@ -26,6 +28,21 @@ class CloudError(AgentError):
 
 class EnvironmentFailed(AgentError):
     """The trainer's Python environment could not be built."""
+
+
+class ServerAway(AgentError):
+    """Nothing can be forwarded to the tracking server now; what is in the bucket is safe.
+
+    ``denied``: by a person's setting, so that a few seconds will not change it; ``str`` is told.
+    """
+
+    def __init__(self, message: str, *, denied: bool = False) -> None:
+        super().__init__(message)
+        self.denied = denied
+
+
+class Refused(AgentError):
+    """The tracking server is well and does not accept this write."""
 
 
 class Stopped(AgentError):

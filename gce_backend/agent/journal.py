@@ -45,6 +45,8 @@ class Journal:
     def append(self, path: str, method: str, body: Any, **extra: str) -> None:
         """Acknowledgeable when this returns. OSError (a full disk) acknowledges nothing."""
         with self._lock:
+            if self._closed:
+                raise OSError("journal: closed, the run has ended")
             record: dict[str, Any] = {"seq": self.last_seq + 1, "at": int(time.time() * 1000)}
             record.update(path=path, method=method, body=body, **extra)
             line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
@@ -67,7 +69,8 @@ class Journal:
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._dirty.set()
         self._flusher.join(5)
         self.flush()

@@ -25,6 +25,8 @@ from .compute import Instance, power_off
 from .endpoint import retrying
 from .errors import AgentError, CloudError, EnvironmentFailed, Stopped
 from .files import read_json, write_json
+from .forward import Forwarder
+from .forward_files import Files
 from .heartbeat import Heartbeat
 from .log import RunLog
 from .metadata import Identity, MetadataServer
@@ -78,7 +80,9 @@ class Attempt:
         self._stop = Stop()
         self._leaving = threading.Event()
         self._uploader: Uploader | None = None
+        self._tracking: Tracking | None = None
         self._shipping = Shipping(cloud.storage, spec, state, self._log)
+        self._forwarder = self._make_forwarder() if spec.forward else None
         self._heartbeat = Heartbeat(
             cloud.storage, spec.bucket, spec.paths.heartbeat, self._describe
         )
@@ -91,6 +95,8 @@ class Attempt:
             self._enter("fetching")
             status = self._make_and_collect()
             write_json(self._state.status, status)
+        if self._forwarder is not None and status.get("forwarded"):
+            self._forwarder.tell(status)
         self._leave(bool(status["verified"]))
         self._heartbeat.stop()
 
@@ -125,7 +131,13 @@ class Attempt:
         uploader.start()
         self._uploader = uploader
         tracking = Tracking(spec, self._state, storage, spool)
+        self._tracking = tracking
         self._shipping.start(self._over)
+        settle = None
+        if (forwarder := self._forwarder) is not None:
+            forwarder.start()
+            files = Files(spool, storage)
+            settle = lambda until: forwarder.settle(files, until)  # noqa: E731
         ending = self._state.memory.ending
         if ending is None:
             ending = self._train(tracking)
@@ -137,11 +149,29 @@ class Attempt:
         results = Results(
             spec, self._state, spool, uploader, self._shipping.segments, tracking.last_seq
         )
-        collector = Collector(storage, results, self._log, self._over)
+        collector = Collector(storage, results, self._log, self._over, settle)
         until = max(spec.deadline, time.time() + COLLECT_AT_LEAST_S)
         status = collector.collect(ending, self._facts(), until)
         uploader.stop()
         return status
+
+    def _make_forwarder(self) -> Forwarder:
+        phases = self._state.memory.phases
+        return Forwarder(
+            self._spec,
+            self._shipping.segments["journal"],
+            self._cloud.storage,
+            self._cloud.metadata,
+            is_running=lambda: any(entry["phase"] == "running" for entry in phases),
+            say=self._log.say,
+            note=self._note,
+        )
+
+    def _note(self, key: str, value: str | None) -> None:
+        if self._tracking is not None and value is not None:
+            self._tracking.set_tag(key, value)
+        elif self._tracking is not None:
+            self._tracking.delete_tag(key)
 
     def _watch(self) -> None:
         spec, cloud = self._spec, self._cloud

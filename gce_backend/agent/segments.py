@@ -64,6 +64,14 @@ class Segments:
         sent = self._ends[len(self.stored) - 1] if self.stored else 0
         return size_of(self.file) - sent
 
+    def read(self, number: int) -> bytes | None:
+        """Piece ``number`` from the disk, once it is in the bucket; None before, or if it is an
+        earlier attempt's."""
+        index = number - self.first
+        if not 0 <= index < len(self.stored):
+            return None
+        return read_range(self.file, self._ends[index - 1] if index else 0, self._ends[index])
+
     def send_new(self, until: float) -> None:
         """Send all that the file has gained; CloudError when the bucket refuses until then."""
         with self._lock:

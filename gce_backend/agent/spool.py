@@ -139,6 +139,17 @@ class Spool:
             self._write(done)
             self._entries[entry.key] = done
 
+    def adopt(self, entry: Entry, copy: StoredObject) -> None:
+        """The bucket holds ``entry``'s bytes as ``copy`` too: both names are known from now on."""
+        with self._lock:
+            self._number += 1
+            number = self._number
+            if self.path(entry.number).exists():
+                os.link(self.path(entry.number), self.path(number))
+                sync_directory(self.root)
+        done = replace(entry, done=True, crc32c=copy.crc32c, generation=copy.generation)
+        self._accept(replace(done, number=number, name=copy.name))
+
     def mark_pending(self, entry: Entry) -> bool:
         """The bucket turned out not to hold ``entry``; False when no copy is left here."""
         with self._lock:
