@@ -49,9 +49,6 @@ NEXT: Mapping[Phase, frozenset[Phase]] = {
     _P.DELETED: frozenset(),
 }
 
-#: Phases in which an instance may exist, and so may bill.
-BILLING = frozenset(Phase) - {_P.QUEUED, _P.DELETED}
-
 
 @enum.unique
 class EndReason(enum.Enum):
@@ -81,11 +78,12 @@ class Outcome:
 
     Args:
         mlflow_status: FINISHED, FAILED or KILLED, as MLflow's ``RunStatus`` spells them.
-        may_retry: another attempt could end differently.
+        goes_on: the run goes on in another attempt, from its last checkpoint, while there are any
+            left.
     """
 
     mlflow_status: str
-    may_retry: bool = False
+    goes_on: bool = False
 
 
 _R = EndReason
@@ -99,12 +97,12 @@ OUTCOME: Mapping[EndReason, Outcome] = {
     _R.ENVIRONMENT_FAILED: Outcome("FAILED"),
     _R.AGENT_FAILED: Outcome("FAILED"),
     _R.RESULTS_UNVERIFIED: Outcome("FAILED"),
-    _R.NO_CAPACITY: Outcome("FAILED", may_retry=True),
+    _R.NO_CAPACITY: Outcome("FAILED"),
     _R.QUOTA_EXCEEDED: Outcome("FAILED"),
     _R.REFUSED: Outcome("FAILED"),
-    _R.BOOT_TIMEOUT: Outcome("FAILED", may_retry=True),
-    _R.PREEMPTED: Outcome("FAILED", may_retry=True),
-    _R.INSTANCE_LOST: Outcome("FAILED", may_retry=True),
+    _R.BOOT_TIMEOUT: Outcome("FAILED"),
+    _R.PREEMPTED: Outcome("FAILED", goes_on=True),
+    _R.INSTANCE_LOST: Outcome("FAILED", goes_on=True),
     _R.SUBMIT_FAILED: Outcome("FAILED"),
 }
 
@@ -144,9 +142,11 @@ class Lifecycle:
     def catch_up(self, to: Phase, *, at: float, why: str = "") -> None:
         """Enter ``to`` from wherever it can be reached, passing through the phases between.
 
-        The client learns of the instance's phases from a heartbeat, so it may miss some.
+        The client learns of the instance's phases from a heartbeat, so it may miss some. One that
+        was passed already (a client that came back reads them again) changes nothing.
         """
-        if to is self.phase:
+        is_passed = any(step.phase is to for step in self.history) and to not in NEXT[self.phase]
+        if to is self.phase or is_passed:
             return
         for phase in _path(self.phase, to):
             self.advance(phase, at=at, why=why)
@@ -156,25 +156,15 @@ class Lifecycle:
         if self.end_reason is None:
             self.end_reason = reason
 
-    def seconds_by_phase(self, until: float) -> dict[Phase, float]:
-        """How long each phase entered so far lasted, in seconds; the last one until ``until``."""
-        ends = [step.at for step in self.history[1:]] + [until]
-        seconds: dict[Phase, float] = {}
-        for step, end in zip(self.history, ends, strict=True):
-            seconds[step.phase] = seconds.get(step.phase, 0.0) + max(0.0, end - step.at)
-        return seconds
-
 
 def _path(start: Phase, goal: Phase) -> list[Phase]:
-    """The longest simple way from ``start`` to ``goal``: the one that skips no phase."""
-    best: list[Phase] = []
-    stack: list[tuple[Phase, list[Phase]]] = [(start, [])]
-    while stack:
-        phase, walked = stack.pop()
-        if phase is goal:
-            best = max(best, walked, key=len)
-            continue
-        stack.extend((n, [*walked, n]) for n in NEXT[phase] if n not in walked and n is not start)
-    if not best:
-        raise IllegalTransition(f"no way leads from {start.value} to {goal.value}")
-    return best
+    """The shortest way from ``start`` to ``goal``: it claims no phase that need not have been."""
+    ways: list[list[Phase]] = [[start]]
+    for way in ways:  # grows while it is walked
+        if way[-1] is goal and len(way) > 1:
+            return way[1:]
+        ways += [[*way, n] for n in sorted(NEXT[way[-1]], key=_ORDER.index) if n not in way[1:]]
+    raise IllegalTransition(f"no way leads from {start.value} to {goal.value}")
+
+
+_ORDER = list(Phase)

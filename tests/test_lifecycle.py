@@ -5,7 +5,6 @@ import itertools
 import pytest
 
 from gce_backend.lifecycle import (
-    BILLING,
     NEXT,
     OUTCOME,
     EndReason,
@@ -14,6 +13,7 @@ from gce_backend.lifecycle import (
     Phase,
 )
 
+BILLING = set(Phase) - {Phase.QUEUED, Phase.DELETED}
 ALL_PAIRS = list(itertools.product(Phase, Phase))
 
 
@@ -91,17 +91,33 @@ def test_the_first_end_reason_stays():
 def test_catching_up_passes_through_the_phases_between():
     life = Lifecycle(phase=Phase.CREATING)
 
+    life.catch_up(Phase.RUNNING, at=3.0)
+
+    assert [s.phase for s in life.history] == [Phase.BOOTING, Phase.RUNNING]
+
+
+@pytest.mark.parametrize("phase", [Phase.CREATING, Phase.BOOTING])
+def test_catching_up_claims_nothing_that_need_not_have_been(phase):
+    """An instance that never reported in has not run the entry point."""
+    life = Lifecycle(phase=phase)
+
+    life.catch_up(Phase.DELETING, at=3.0)
+
+    assert [s.phase for s in life.history] == [Phase.DELETING]
+
+
+def test_catching_up_with_what_is_passed_changes_nothing():
+    life = Lifecycle(phase=Phase.CREATING)
     life.catch_up(Phase.COLLECTING, at=3.0)
+    before = list(life.history)
 
-    assert [s.phase for s in life.history] == [Phase.BOOTING, Phase.RUNNING, Phase.COLLECTING]
+    life.catch_up(Phase.BOOTING, at=4.0)
+
+    assert (life.phase, life.history) == (Phase.COLLECTING, before)
 
 
-def test_seconds_by_phase_adds_up_to_the_whole_life():
-    life = Lifecycle()
-    life.advance(Phase.CREATING, at=10.0)
-    life.advance(Phase.BOOTING, at=12.0)
-    life.advance(Phase.RUNNING, at=15.0)
-
-    seconds = life.seconds_by_phase(until=25.0)
-
-    assert seconds == {Phase.CREATING: 2.0, Phase.BOOTING: 3.0, Phase.RUNNING: 10.0}
+def test_only_what_was_taken_from_the_run_lets_it_go_on():
+    assert {r for r in EndReason if OUTCOME[r].goes_on} == {
+        EndReason.PREEMPTED,
+        EndReason.INSTANCE_LOST,
+    }

@@ -56,6 +56,16 @@ class RunPaths:
         return f"{self.root}/status.json"
 
     @property
+    def blueprint(self) -> str:
+        """The client's: what a further attempt is made from."""
+        return f"{self.root}/blueprint.json"
+
+    @property
+    def history(self) -> str:
+        """The client's: the phases of every attempt."""
+        return f"{self.root}/history.json"
+
+    @property
     def log_dir(self) -> str:
         return f"{self.root}/log/"
 
