@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "gce_backend.commands.sync",
         "Bring what RUN has logged so far from the bucket into the MLflow store.",
     ),
+    "reap": (
+        "gce_backend.commands.reap",
+        "Delete instances whose results are verified, or whose deadline has passed; no others.",
+    ),
     "emulator": (
         "gce_backend.emulator.command",
         "Emulate Compute Engine and Cloud Storage on this machine.",

@@ -157,7 +157,7 @@ def settings_of(config: DictConfig, endpoints: Endpoints) -> Settings:
         gce=gce,
         endpoints=endpoints,
         zones=_usable_zones(machine, gce),
-        project=_project(gce, endpoints),
+        project=find_project(gce.project, endpoints),
         bucket=_bucket(gce),
     )
 
@@ -259,9 +259,14 @@ def _usable_zones(machine: Machine, gce: Gce) -> tuple[str, ...]:
     return tuple(gce.zones)
 
 
-def _project(gce: Gce, endpoints: Endpoints) -> str:
-    if gce.project:
-        return gce.project
+def find_project(configured: str | None, endpoints: Endpoints) -> str:
+    """``configured``, else the project of the application default credentials.
+
+    Raises:
+        ConfigError: neither names one.
+    """
+    if configured:
+        return configured
     if not endpoints.emulated:
         import google.auth
         import google.auth.exceptions

@@ -69,7 +69,7 @@ def insert_body(
         "labels": {
             RUN_LABEL: run_id,
             ATTEMPT_LABEL: str(attempt),
-            OWNER_LABEL: label_value(owner or _local_user()),
+            OWNER_LABEL: label_value(owner) if owner else owner_label(),
             DEADLINE_LABEL: str(round(deadline)),
         },
         "disks": [
@@ -153,8 +153,9 @@ def _metadata(spec_uri: str, agent: Agent) -> list[dict[str, str]]:
     ]
 
 
-def _local_user() -> str:
+def owner_label() -> str:
+    """The local user's name as a label's value: whose instances are "mine"."""
     try:
-        return getpass.getuser()
+        return label_value(getpass.getuser())
     except (KeyError, OSError):
         return "unknown"  # a container whose user id has no name

@@ -8,3 +8,9 @@ RUN = click.argument("run", metavar="RUN")
 TRACKING_URI = click.option(
     "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow store; MLflow's own by default."
 )
+PROJECT = click.option(
+    "--project",
+    envvar="GOOGLE_CLOUD_PROJECT",
+    help="Google Cloud project; by default that of conf/ or of your credentials.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
