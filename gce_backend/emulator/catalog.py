@@ -49,6 +49,12 @@ def disk_type(zone: str, name: str) -> dict[str, Any] | None:
     return row if zone in zones() else None
 
 
+def size(machine: str) -> tuple[int, int]:
+    """(cores, bytes of memory) of a machine type."""
+    row = table()["machineTypes"][machine]
+    return row["cpus"], row["memoryMb"] * 1024 * 1024
+
+
 def family(machine: str) -> dict[str, Any]:
     """CPU platform and the disk types of a machine type's family."""
     row: dict[str, Any] = table()["families"][machine.partition("-")[0]]

@@ -18,6 +18,7 @@ from .calls import Call
 from .clock import Clock
 from .doors import Handlers, addresses
 from .faults import Fault, FaultKind, Faults, operation_error
+from .limits import Limits
 from .names import fingerprint
 from .operations import Operation
 from .tokens import Tokens
@@ -77,8 +78,9 @@ class ProjectMetadata:
 class Cloud:
     """All that exists."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, limits: Limits) -> None:
         self.settings = settings
+        self.limits = limits
         self.clock = Clock()
         self.tokens = Tokens()
         self.faults = Faults()

@@ -91,11 +91,15 @@ def start(root: Path, buckets: tuple[str, ...], foreground: bool, **options: Any
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stopped.set())
     with _running(root, **options) as running:
-        state = {"pid": os.getpid(), "env": _environment(running, buckets)}
+        state = {
+            "pid": os.getpid(),
+            "env": _environment(running, buckets),
+            "limits": running.limits,
+        }
         temporary = root / f"{_STATE}.tmp"
         temporary.write_text(json.dumps(state))
         temporary.replace(root / _STATE)
-        click.echo(f"the emulator runs: {running.compute_url}")
+        click.echo(f"the emulator runs: {running.compute_url}; {running.limits}")
         try:
             stopped.wait()
         finally:
@@ -208,7 +212,8 @@ def _start_in_background(
             text = (root / "emulator.log").read_text(errors="replace")[-2000:]
             raise click.ClickException(f"the emulator did not start:\n{text}")
         time.sleep(0.02)
-    click.echo(f'the emulator runs. Next: eval "$(mlflow-gce emulator env --root {root})"')
+    click.echo(f"the emulator runs; {_state(root)['limits']}")
+    click.echo(f'Next: eval "$(mlflow-gce emulator env --root {root})"')
 
 
 def _state(root: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .doors import Handlers
 from .faults import Fault
 from .gcs_server import GcsServer
 from .life import Life
+from .limits import Limits
 from .services import Services
 from .storage_front import StorageFront
 
@@ -39,6 +40,8 @@ class Emulator:
         project: the only project that exists.
         boot_seconds, ssh_seconds, shutdown_seconds, legacy_images, isolated: see
             :class:`.cloud.Settings`.
+        limited: instances get no more cores and memory than their machine type has; by default
+            where this machine can do it, see :attr:`limits`.
 
     Raises:
         roots.RootInUse: another emulator runs on ``root``.
@@ -54,8 +57,10 @@ class Emulator:
         shutdown_seconds: float = 2.0,
         legacy_images: bool = False,
         isolated: bool | None = None,
+        limited: bool = True,
     ) -> None:
         self._root = root
+        self._limited = limited
         self._options: dict[str, Any] = {
             "project": project,
             "boot_seconds": boot_seconds,
@@ -72,10 +77,11 @@ class Emulator:
     def __enter__(self) -> Emulator:
         self._temporary = None if self._root else tempfile.mkdtemp(prefix="gce-emulator-")
         root = self._root or Path(str(self._temporary))
-        mark = roots.claim(root)
+        held = roots.claim(root)
         doomed = [root / "instances", root / "spool"] if self._root else [root]
-        self._watchdog = roots.Watchdog(mark, doomed)
-        self._settings = Settings(root=root.absolute(), mark=mark, **self._options)
+        self._watchdog = roots.Watchdog(held, doomed)
+        self._limits = Limits.open(held.mark) if self._limited else Limits(held.mark)
+        self._settings = Settings(root=root.absolute(), mark=held.mark, **self._options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gce-emulator")
         self._thread.start()
@@ -93,6 +99,7 @@ class Emulator:
         self._thread.join()
         self._loop.close()
         leftovers.kill_all(lambda: leftovers.marked(self._settings.mark))
+        self._limits.close()
         roots.release(self._settings.root)
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
@@ -100,7 +107,7 @@ class Emulator:
 
     async def _start(self) -> None:
         root = self._settings.root
-        self._cloud = Cloud(self._settings)
+        self._cloud = Cloud(self._settings, self._limits)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), auto_decompress=False
         )
@@ -155,6 +162,11 @@ class Emulator:
         return self._settings.mark
 
     @property
+    def limits(self) -> str:
+        """What instances are limited to, in words; or why not."""
+        return self._limits.in_words()
+
+    @property
     def project(self) -> str:
         return self._settings.project
 
@@ -172,6 +184,9 @@ class Emulator:
             "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "1",
             "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "1",
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": self.compute_url,
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER": (
+                self.compute_url.removesuffix("compute/v1/")
+            ),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{self.storage_url}/storage/v1/",
             # Port 22 of natIP where that is permitted; gcloud insists on it.
             "GCE_EMULATOR_SSH_PORT": "22" if os.geteuid() == 0 else "2222",
@@ -182,6 +197,10 @@ class Emulator:
     def calls(self) -> list[Call]:
         """Every call so far, in the order in which they came in."""
         return list(self._cloud.calls)
+
+    def put_secret(self, name: str, value: str) -> None:
+        """Add a version to a secret of Secret Manager."""
+        self._loop.call_soon_threadsafe(self._services.secrets.put, name, value)
 
     def create_bucket(self, name: str) -> None:
         """Create a bucket; one that exists is left as it is."""

@@ -14,6 +14,7 @@ emulator's processes leads.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -86,14 +87,31 @@ def kill_all(find: Callable[[], list[int]], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
+def remove_group(group: str | os.PathLike[str], seconds: float = 5.0) -> None:
+    """Remove a control group and those in it, once the kernel has let their processes go.
+
+    Raises:
+        OSError: it was still busy after ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while os.path.isdir(group):
+        try:
+            for directory, _, _ in os.walk(group, topdown=False):
+                os.rmdir(directory)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
 def farewell(pipe: int) -> None:
     """Tell the watchdog at the other end that nothing is left to do."""
     with contextlib.suppress(OSError):
         os.write(pipe, _FAREWELL)
 
 
-def _watch(mark: str, doomed: list[str]) -> None:
-    """Block until the emulator is gone; ``doomed``: directories that go with it."""
+def _watch(mark: str, doomed: list[str], groups: list[str]) -> None:
+    """Block until the emulator is gone; ``doomed`` and ``groups``: directories that go with it."""
     heard = sys.stdin.buffer.read()
     if _FAREWELL in heard:
         return
@@ -101,9 +119,12 @@ def _watch(mark: str, doomed: list[str]) -> None:
         kill_all(lambda: marked(mark))
     for directory in doomed:
         shutil.rmtree(directory, ignore_errors=True)
+    for group in groups:
+        with contextlib.suppress(OSError):
+            remove_group(group)
 
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    _watch(sys.argv[1], sys.argv[2:])
+    _watch(*json.loads(sys.argv[1]))

@@ -11,6 +11,7 @@ import time
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from . import catalog
 from .cloud import Cloud, InstanceVanished
 from .doors import Doors
 from .faults import FaultKind
@@ -18,6 +19,7 @@ from .guest import standins
 from .guest.keys import authorized_keys
 from .guest.machine import Machine
 from .guest.metadata import Metadata
+from .guest.scripts import ScriptRunner
 from .instances import Instance, Status
 from .operations import Operation
 from .view import View
@@ -48,6 +50,10 @@ class Life:
             f"{cloud.settings.mark}/{instance.id}",
             self._view.environment(),
             isolated=cloud.settings.isolated,
+            groups=cloud.limits.make(instance.id, *catalog.size(instance.machine_type)),
+        )
+        self._scripts = ScriptRunner(
+            self.machine, self._view.metadata, self._view.storage_url, self._view.access_token
         )
         cloud.lives[instance.zone, instance.name] = self
         cloud.by_address[doors.address] = self
@@ -101,7 +107,7 @@ class Life:
         self.machine.log(f"{self.instance.name} login: (emulated {self.instance.image.name})")
         await self._open_ssh()
         if not self.cloud.faults.take_guest(FaultKind.NO_STARTUP_SCRIPT, *self.instance.names):
-            await self._run_script("startup-script")
+            await self._scripts.run("startup")
 
     async def _open_ssh(self) -> None:
         """Host keys first, as the guest agent does it; then, after its time, the port."""
@@ -135,9 +141,6 @@ class Life:
             self.cloud.project_metadata.items,
             self.cloud.clock.now(),
         )
-
-    async def _run_script(self, attribute: str) -> None:
-        await self.machine.run_script(attribute, self._view.attributes().get(attribute))
 
     def _limit_run_time(self) -> None:
         moment = self.instance.termination_at
@@ -247,6 +250,7 @@ class Life:
         self.gone = True
         self._forget_plans()
         await self.machine.kill()
+        self.cloud.limits.remove(self.instance.id)
         await self.metadata.close()
         self._doors.close()
         await self.machine.remove()
@@ -274,7 +278,7 @@ class Life:
         if self.instance.is_spot:
             seconds = min(seconds, _SPOT_SHUTDOWN_SECONDS)
         self.machine.terminate()
-        script = self.cloud.spawn(self._run_script("shutdown-script"))
+        script = self.cloud.spawn(self._scripts.run("shutdown"))
         deadline = time.monotonic() + seconds
         await asyncio.wait([script], timeout=seconds)
         script.cancel()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from . import leftovers
+from . import leftovers, limits
 
 _STATE = "holder.json"
 # What does not outlive the emulator; buckets do.
@@ -20,11 +21,17 @@ _FLEETING = ("instances", "spool")
 
 @dataclass(frozen=True)
 class Holder:
-    """The emulator that has a root: told from an unrelated process by its start time."""
+    """The emulator that has a root: told from an unrelated process by its start time.
+
+    Attributes:
+        started: clock ticks since boot.
+        groups: directories of its control groups, where it could make them.
+    """
 
     pid: int
-    started: int  # clock ticks since boot
+    started: int
     mark: str
+    groups: list[str] = field(default_factory=list)
 
     @property
     def is_alive(self) -> bool:
@@ -43,8 +50,8 @@ def holder(root: Path) -> Holder | None:
         return None
 
 
-def claim(root: Path) -> str:
-    """Take the root, after ending what a dead holder left; gives the new mark.
+def claim(root: Path) -> Holder:
+    """Take the root, after ending what a dead holder left; gives the new holder, this process.
 
     Raises:
         RootInUse: its holder is alive.
@@ -57,9 +64,13 @@ def claim(root: Path) -> str:
             "stop it: mlflow-gce emulator stop"
         )
     clean(root)
-    mark = secrets.token_hex(8)
-    _write(root, mark)
-    return mark
+    pid, mark = os.getpid(), secrets.token_hex(8)
+    groups = [str(place) for place in limits.places(mark, limits.hierarchies())]
+    state = Holder(pid, leftovers.start_time(pid), mark, groups)
+    file = root / f"{_STATE}.new"
+    file.write_text(json.dumps(asdict(state), indent=1))
+    file.replace(root / _STATE)
+    return state
 
 
 def clean(root: Path) -> None:
@@ -67,16 +78,10 @@ def clean(root: Path) -> None:
     before = holder(root)
     if before is not None:
         leftovers.kill_all(lambda: leftovers.marked(before.mark))
+        for group in before.groups:
+            with contextlib.suppress(OSError):  # nothing is in it; an empty group does no harm
+                leftovers.remove_group(group)
     release(root)
-
-
-def _write(root: Path, mark: str) -> None:
-    """Write this process down as the holder."""
-    pid = os.getpid()
-    state = Holder(pid, leftovers.start_time(pid), mark)
-    file = root / f"{_STATE}.new"
-    file.write_text(json.dumps(asdict(state), indent=1))
-    file.replace(root / _STATE)
 
 
 def release(root: Path) -> None:
@@ -89,10 +94,11 @@ def release(root: Path) -> None:
 class Watchdog:
     """A process that cleans up if this one is killed; see ``leftovers.py``."""
 
-    def __init__(self, mark: str, doomed: list[Path]) -> None:
+    def __init__(self, held: Holder, doomed: list[Path]) -> None:
         reading, self._pipe = os.pipe()
+        task = json.dumps([held.mark, [str(path) for path in doomed], held.groups])
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", leftovers.__file__, mark, *map(str, doomed)],
+            [sys.executable, "-I", "-S", leftovers.__file__, task],
             stdin=reading,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

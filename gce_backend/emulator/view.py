@@ -31,19 +31,36 @@ class View:
             "HOSTNAME": self._instance.name,
             "GCE_METADATA_HOST": host,
             "GCE_METADATA_IP": host,
-            "STORAGE_EMULATOR_HOST": f"http://{address}:{handlers.storage_port}",
+            "STORAGE_EMULATOR_HOST": self.storage_url(),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": (
                 f"http://{address}:{handlers.compute_port}/compute/v1/"
             ),
-            "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": (
-                f"http://{address}:{handlers.storage_port}/storage/v1/"
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER": (
+                f"http://{address}:{handlers.compute_port}/"
             ),
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{self.storage_url()}/storage/v1/",
             "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "true",
         }
 
+    def storage_url(self) -> str:
+        """As the instance reaches it."""
+        assert self._cloud.handlers is not None
+        return f"http://{self._doors.address}:{self._cloud.handlers.storage_port}"
+
+    def access_token(self) -> str | None:
+        """A fresh one; None where the instance has no service account."""
+        if not self._instance.body["serviceAccounts"]:
+            return None
+        return self._cloud.tokens.issue(self._instance.name, self._instance.scopes).value
+
+    def metadata(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """The instance's own attributes, and the project's."""
+        return self._instance.metadata, self._cloud.project_metadata.items
+
     def attributes(self) -> dict[str, str]:
         """The instance's metadata over the project's."""
-        return {**self._cloud.project_metadata.items, **self._instance.metadata}
+        own, common = self.metadata()
+        return {**common, **own}
 
     @property
     def guest_attributes_are_enabled(self) -> bool:
@@ -113,9 +130,8 @@ class View:
         return shown
 
     def _token(self) -> dict[str, object]:
-        token = self._cloud.tokens.issue(self._instance.name, self._instance.scopes)
         return {
-            "access_token": token.value,
+            "access_token": self.access_token(),
             "expires_in": LIFETIME_SECONDS,
             "token_type": "Bearer",
         }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from .schema import methods, problems
 
 ZONE = "europe-west1-b"
 T = TypeVar("T")
+# Seconds that processes of these tests sleep for: theirs are found by it, and no others are.
+LONG = str(10**7 + os.getpid())
 
 
 @pytest.fixture(scope="module")

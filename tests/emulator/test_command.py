@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import requests
 
 from gce_backend.emulator import Emulator, RootInUse, leftovers
 
-from .conftest import Api, eventually
+from .conftest import LONG, Api, eventually
 
 pytestmark = pytest.mark.flow
 
@@ -28,7 +29,7 @@ from emulator.conftest import Api
 with Emulator(Path(sys.argv[1]), boot_seconds=0.04) as emulator:
     emulator.create_bucket("kept")
     api = Api(emulator.compute_url, emulator.project)
-    api.create(startup="trap '' TERM; setsid setsid sleep 98750 & sleep 98750")
+    api.create(startup=f"trap '' TERM; setsid setsid sleep {sys.argv[2]} & sleep {sys.argv[2]}")
     print(emulator.storage_url, flush=True)
     time.sleep(600)
 """
@@ -41,7 +42,7 @@ def run(*words: str, root: Path, timeout: float = 60) -> subprocess.CompletedPro
 
 def sleepers() -> list[str]:
     return subprocess.run(
-        ["pgrep", "-f", "sleep 98750"], capture_output=True, text=True, check=False
+        ["pgrep", "-f", f"sleep {LONG}"], capture_output=True, text=True, check=False
     ).stdout.split()
 
 
@@ -95,7 +96,7 @@ def test_a_signal_ends_the_command_and_everything(tmp_path: Path, number: int) -
 def doomed(root: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(root)],
+        [sys.executable, "-c", PROGRAM, str(root), LONG],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
@@ -106,13 +107,21 @@ def doomed(root: Path) -> subprocess.Popen[str]:
     return process
 
 
+def control_groups(root: Path) -> list[Path]:
+    """Those the running emulator has written down for whoever cleans up after it."""
+    state = json.loads((root / "holder.json").read_text())
+    return [Path(group) for group in state["groups"]]
+
+
 def test_a_killed_emulator_leaves_nothing_running(tmp_path: Path) -> None:
     process = doomed(tmp_path)
+    groups = control_groups(tmp_path)
     process.kill()
     process.communicate(timeout=30)
 
     eventually(lambda: not sleepers(), "its instances are gone")
     eventually(lambda: not (tmp_path / "instances").exists(), "their directories are gone")
+    eventually(lambda: not any(group.exists() for group in groups), "their control groups too")
     assert list((tmp_path / "buckets").glob("kept"))
 
 
@@ -123,6 +132,7 @@ def test_the_next_start_ends_what_a_killed_emulator_and_watchdog_left(tmp_path: 
     ).stdout.split()
     for pid in watchdogs:
         os.kill(int(pid), signal.SIGKILL)
+    groups = control_groups(tmp_path)
     process.kill()
     process.communicate(timeout=30)
     left = len(sleepers())
@@ -130,6 +140,7 @@ def test_the_next_start_ends_what_a_killed_emulator_and_watchdog_left(tmp_path: 
     with Emulator(tmp_path) as emulator:
         assert emulator.instances() == []
         assert sleepers() == []
+        assert [group for group in groups if group.exists()] == []
         names = requests.get(f"{emulator.storage_url}/storage/v1/b", timeout=30).json()["items"]
 
     assert left >= 2
@@ -145,7 +156,7 @@ def test_a_stop_leaves_neither_processes_nor_directories(tmp_path: Path) -> None
     with Emulator(boot_seconds=0.04) as emulator:
         root = emulator.root
         api = Api(emulator.compute_url, emulator.project)
-        api.create(startup="trap '' TERM; setsid sleep 98751 & sleep 98751")
+        api.create(startup=f"trap '' TERM; setsid sleep {LONG} & sleep {LONG}")
         mark = emulator.mark
 
     assert not root.exists()

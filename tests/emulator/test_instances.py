@@ -12,7 +12,7 @@ import requests
 from gce_backend.emulator import Emulator, Fault, isolation
 from gce_backend.emulator.leftovers import MARK
 
-from .conftest import Api, body, eventually
+from .conftest import LONG, Api, body, eventually
 
 pytestmark = pytest.mark.flow  # real processes and servers
 
@@ -66,13 +66,13 @@ def test_the_usual_image_has_the_emulators_python_and_the_empty_one_nothing(
 def test_delete_ends_processes_that_forked_twice_and_removes_the_directory(
     emulator: Emulator, api: Api
 ) -> None:
-    api.create(startup="(setsid setsid nohup sleep 98765 &) ; trap '' TERM; sleep 98764")
-    eventually(lambda: len(processes_with("98765")) == 1, "the daemon runs")
+    api.create(startup=f"(setsid setsid nohup sleep {LONG}1 &) ; trap '' TERM; sleep {LONG}2")
+    eventually(lambda: len(processes_with(f"{LONG}1")) == 1, "the daemon runs")
     directory = emulator.instance_directory("vm")
 
     api.finish(api.delete().json())
 
-    assert processes_with("98765") == processes_with("98764") == []
+    assert processes_with(LONG) == []
     assert not directory.exists()
 
 
@@ -81,12 +81,12 @@ def test_no_process_of_an_instance_escapes_by_clearing_its_environment(
 ) -> None:
     if not isolation.is_permitted():
         pytest.skip("needs namespaces of its own, which need root")
-    api.create(startup="(setsid env -i /usr/bin/setsid /bin/sleep 98763 &) ; sleep 1")
-    eventually(lambda: processes_with("98763"), "the daemon runs")
+    api.create(startup=f"(setsid env -i /usr/bin/setsid /bin/sleep {LONG} &) ; sleep 1")
+    eventually(lambda: processes_with(LONG), "the daemon runs")
 
     api.finish(api.delete().json())
 
-    assert eventually(lambda: not processes_with("98763"), "it is gone")
+    assert eventually(lambda: not processes_with(LONG), "it is gone")
 
 
 def test_a_shutdown_script_runs_at_a_stop(emulator: Emulator, api: Api) -> None:

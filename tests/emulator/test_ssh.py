@@ -13,7 +13,7 @@ import pytest
 
 from gce_backend.emulator import Emulator, Fault
 
-from .conftest import Api, eventually
+from .conftest import LONG, Api, eventually
 
 pytestmark = pytest.mark.flow  # real processes and servers
 
@@ -136,11 +136,11 @@ def test_a_port_of_the_instances_can_be_reached_through_it(
 def test_a_background_job_outlives_its_session_and_not_the_instance(
     api: Api, client: paramiko.SSHClient
 ) -> None:
-    assert run(client, "nohup sleep 98760 > log 2>&1 & echo started")[1] == "started\n"
-    assert run(client, "pgrep -f 'sleep 98760' | wc -l")[1].strip() != "0"
+    assert run(client, f"nohup sleep {LONG} > log 2>&1 & echo started")[1] == "started\n"
+    assert run(client, f"pgrep -f 'sleep {LONG}' | wc -l")[1].strip() != "0"
     api.finish(api.delete().json())
 
-    found = subprocess.run(["pgrep", "-f", "sleep 98760"], capture_output=True, check=False)
+    found = subprocess.run(["pgrep", "-f", f"sleep {LONG}"], capture_output=True, check=False)
     assert found.stdout == b""
 
 

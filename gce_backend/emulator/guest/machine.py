@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from .. import isolation, leftovers
+from .. import isolation, leftovers, limits
 from .process import Process
 
 # An instance sits in this machine's network: what the machine needs to reach a package index,
@@ -41,10 +41,17 @@ class Machine:
         directory: everything the instance has; removed with it.
         mark: ``EMULATOR/INSTANCE``, found in the environment of all its processes.
         environment: variables particular to this instance.
+        groups: control groups that all its processes are in, see ``limits.py``.
     """
 
     def __init__(
-        self, directory: Path, mark: str, environment: Mapping[str, str], *, isolated: bool = False
+        self,
+        directory: Path,
+        mark: str,
+        environment: Mapping[str, str],
+        *,
+        isolated: bool = False,
+        groups: Sequence[Path] = (),
     ) -> None:
         self.directory = directory
         self._mark = mark
@@ -52,6 +59,7 @@ class Machine:
         self._sessions: set[int] = set()
         self._children: list[Process] = []
         self._isolated = isolated
+        self._groups = groups
         self._holder: Process | None = None
         self._first_pid = 0  # process 1 of the instance, seen from outside
 
@@ -101,7 +109,7 @@ class Machine:
         with self.serial_file.open("ab") as serial:
             self._holder = self._adopt(
                 Process(
-                    command,
+                    limits.joining(self._groups, command),
                     environment=self.environment(),
                     directory=self.directory,
                     output=serial,
@@ -151,7 +159,7 @@ class Machine:
             arguments = isolation.inside(self._first_pid, where, arguments)
         return self._adopt(
             Process(
-                arguments,
+                limits.joining(self._groups, arguments),
                 environment={**self.environment(), **(extra or {})},
                 directory=where,
                 output=output,
@@ -159,19 +167,6 @@ class Machine:
                 terminal=terminal,
             )
         )
-
-    async def run_script(self, name: str, text: str | None) -> None:
-        """Run a script as root would, its output on serial port 1; None: there is none."""
-        if text is None:
-            self.log(f"google_metadata_script_runner: No {name} in metadata.")
-            return
-        file = self.directory / name
-        file.write_text(text)
-        file.chmod(0o700)
-        with self.serial_file.open("ab") as serial:
-            process = self.spawn(["/bin/bash", str(file)], output=serial)
-        status = await process.wait()
-        self.log(f"google_metadata_script_runner: {name} exit status {status}")
 
     def _adopt(self, process: Process) -> Process:
         self._children.append(process)
