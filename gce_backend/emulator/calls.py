@@ -23,7 +23,7 @@ class Call:
     """
 
     at: float
-    service: Literal["compute", "storage"]
+    service: Literal["compute", "storage", "secretmanager"]
     method: str
     path: str
     query: dict[str, str]

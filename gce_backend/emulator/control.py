@@ -7,6 +7,7 @@
     DELETE /_emulator/faults                  clear them
     GET    /_emulator/calls                   the record
     POST   /_emulator/clock   {"advance": s}  move the clock
+    POST   /_emulator/secrets {"NAME": "value"}  add versions to Secret Manager
     POST   /_emulator/instances/NAME/preempt | power-off
 """
 
@@ -21,13 +22,15 @@ from aiohttp import web
 from .cloud import Cloud
 from .faults import Fault
 from .life import Life
+from .secret_manager import SecretManager
 
 
 class Control:
     """Serves the control endpoint over one cloud."""
 
-    def __init__(self, cloud: Cloud) -> None:
+    def __init__(self, cloud: Cloud, secrets: SecretManager) -> None:
         self._cloud = cloud
+        self._secrets = secrets
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
         try:
@@ -53,6 +56,10 @@ class Control:
             case "POST", ["clock"]:
                 self._cloud.clock.advance(float((await _json(request)).get("advance", 0)))
                 return {"now": self._cloud.clock.now()}
+            case "POST", ["secrets"]:
+                for name, value in (await _json(request)).items():
+                    self._secrets.put(name, str(value))
+                return {}
             case "POST", ["instances", name, "preempt"]:
                 await find_by_name(self._cloud, name).preempt()
                 return {}

@@ -16,6 +16,7 @@ from .cloud import Cloud
 from .control import Control
 from .errors import ApiError, ReplyLost
 from .life import Life
+from .secret_manager import SecretManager
 from .storage_front import StorageFront
 
 _POWER = "/_emulator/power/"
@@ -28,7 +29,8 @@ class Services:
         self._cloud = cloud
         self._api = Api(cloud)
         self._front = front
-        self._control = Control(cloud)
+        self.secrets = SecretManager(cloud)
+        self._control = Control(cloud, self.secrets)
 
     async def compute(self, request: web.BaseRequest) -> web.StreamResponse:
         caller = self._caller(request)
@@ -39,6 +41,8 @@ class Services:
         if self._is_cut_off(caller):
             return self._break(request)
         try:
+            if (secret := self.secrets.serve(request, caller)) is not None:
+                return secret
             reply = await self._api.dispatch(
                 Request(
                     method=request.method,

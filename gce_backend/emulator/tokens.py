@@ -35,6 +35,7 @@ _ALLOWING: dict[str, tuple[frozenset[str], frozenset[str]]] = {
             }
         ),
     ),
+    "secretmanager": (frozenset({CLOUD_PLATFORM}), frozenset({CLOUD_PLATFORM})),
 }
 
 
