@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from gce_backend.urls import is_loopback
 _MLFLOW_KEYS = frozenset(
     {"ENV_MANAGER", "SYNCHRONOUS", "DOCKER_ARGS", "STORAGE_DIR", "build_image", "docker_auth"}
 )
+_SECRET = r"projects/[a-z0-9:.-]+/secrets/[\w-]{1,255}(/versions/[\w-]+)?"
 _NO_CLOUD = """{what} is configured. Two ways out:
   the real cloud:  {remedy}, and `gcloud auth application-default login`
   the emulator:    mlflow-gce emulator exec -- mlflow run . --backend gce   (no account, no cost)"""
@@ -66,6 +68,25 @@ class Results:
     require: list[str] = field(default_factory=list)
 
 
+class TrackingForward(enum.Enum):
+    """Whether the instance itself may bring what is logged to the tracking server."""
+
+    auto = "auto"
+    never = "never"
+
+
+@dataclass
+class TrackingAccess:
+    """How the instance may reach the tracking server: ``docs/tracking.md``.
+
+    ``token_secret`` and ``login_secret`` (it holds ``user:password``) are names in Secret Manager.
+    """
+
+    forward: TrackingForward = TrackingForward.auto
+    token_secret: str | None = None
+    login_secret: str | None = None
+
+
 @dataclass
 class Gce:
     """Where runs go, and their limits: the schema of the ``gce`` node (comments in its file)."""
@@ -85,11 +106,14 @@ class Gce:
     grace_seconds: float
     follow: bool
     torch_backend: str | None
+    max_attempts: int = 5
+    max_cost_usd: float | None = None
     system_metrics: float = 10.0
     stall_minutes: float = 30.0
     stall_action: StallAction = StallAction.report
     max_parallel: int | None = None
     results: Results = field(default_factory=Results)
+    tracking: TrackingAccess = field(default_factory=TrackingAccess)
 
 
 @dataclass(frozen=True)
@@ -106,7 +130,12 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class Settings:
-    """A validated configuration: nothing below this module asks whether a value is set."""
+    """A validated configuration: nothing below this module asks whether a value is set.
+
+    Attributes:
+        machine, zones: the machine asked for first, and where.
+        others: the machines to ask for after it, in order, when every zone is out of it.
+    """
 
     machine: Machine
     gce: Gce
@@ -114,6 +143,15 @@ class Settings:
     zones: tuple[str, ...]
     project: str
     bucket: str
+    others: tuple[Machine, ...] = ()
+
+    @property
+    def choices(self) -> list[Settings]:
+        """These settings once for each machine, in the order in which they are asked for."""
+        return [
+            dataclasses.replace(self, machine=each, zones=usable_zones(each, self.gce), others=())
+            for each in (self.machine, *self.others)
+        ]
 
 
 def load_settings(
@@ -138,9 +176,12 @@ def load_settings(
     endpoints = read_endpoints(environ)
     words = [*_backend_config_words(backend_config or {}), *_words(parameters or {})]
     composer = Composer(project_dir)
-    config = composer.compose([*words, *training_words])
+    first, *others = [
+        settings_of(composer.compose([*each, *training_words]), endpoints)
+        for each in _one_machine_each(words)
+    ]
     composer.check_types(training_words)
-    return settings_of(config, endpoints)
+    return dataclasses.replace(first, others=tuple(each.machine for each in others))
 
 
 def settings_of(config: DictConfig, endpoints: Endpoints) -> Settings:
@@ -152,11 +193,12 @@ def settings_of(config: DictConfig, endpoints: Endpoints) -> Settings:
     machine: Machine = _typed(config, "machine", Machine)
     gce: Gce = _typed(config, "gce", Gce)
     _check_limits(gce)
+    _check_secrets(gce.tracking)
     return Settings(
         machine=machine,
         gce=gce,
         endpoints=endpoints,
-        zones=_usable_zones(machine, gce),
+        zones=usable_zones(machine, gce),
         project=find_project(gce.project, endpoints),
         bucket=_bucket(gce),
     )
@@ -195,6 +237,21 @@ def read_endpoints(environ: Mapping[str, str] = os.environ) -> Endpoints:
 
 def _words(parameters: Mapping[str, Any]) -> list[str]:
     return [f"{key}={_hydra_value(value)}" for key, value in parameters.items()]
+
+
+def _one_machine_each(words: list[str]) -> list[list[str]]:
+    """The overrides once for each machine of ``machine=[l4,t4]``, an ordered list of presets.
+
+    Hydra itself would compose the presets of such a list into one.
+    """
+    lists = [word for word in words if re.fullmatch(r"machine=\[.*\]", word)]
+    if not lists:
+        return [words]
+    names = [name.strip() for name in lists[-1][len("machine=[") : -1].split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"{lists[-1]}: the list names no machine")
+    rest = [word for word in words if not word.startswith("machine=")]
+    return [[f"machine={name}", *rest] for name in names]
 
 
 def _hydra_value(value: Any) -> str:
@@ -239,13 +296,38 @@ def _check_limits(gce: Gce) -> None:
             f"gce.max_hours={gce.max_hours}: with gce.rescue_minutes it must be between 0 and "
             f"{most} hours, what Compute Engine allows an instance with a deadline"
         )
+    if gce.max_attempts < 1:
+        raise ConfigError(f"gce.max_attempts={gce.max_attempts}: a run takes at least one")
+    if gce.max_cost_usd is not None and gce.max_cost_usd <= 0:
+        raise ConfigError(f"gce.max_cost_usd={gce.max_cost_usd}: must be above 0, or null for none")
     limits = ("rescue_minutes", "boot_minutes", "grace_seconds", "system_metrics", "stall_minutes")
     for key in limits:
         if getattr(gce, key) < 0:
             raise ConfigError(f"gce.{key}={getattr(gce, key)}: must not be negative")
 
 
-def _usable_zones(machine: Machine, gce: Gce) -> tuple[str, ...]:
+def _check_secrets(tracking: TrackingAccess) -> None:
+    given = {
+        key: value
+        for key in ("token_secret", "login_secret")
+        if (value := getattr(tracking, key)) is not None
+    }
+    for key, value in given.items():
+        if not re.fullmatch(_SECRET, value):
+            raise ConfigError(
+                f"gce.tracking.{key}={value}: must be the name of a secret in Secret Manager, "
+                "projects/PROJECT/secrets/NAME or …/versions/VERSION, not the secret itself"
+            )
+    if len(given) > 1:
+        raise ConfigError("gce.tracking: set token_secret or login_secret, not both")
+
+
+def usable_zones(machine: Machine, gce: Gce) -> tuple[str, ...]:
+    """The zones to ask for ``machine`` in, best first.
+
+    Raises:
+        ConfigError: it is not offered where ``gce.zones`` says.
+    """
     if gce.zones is None:
         return tuple(machine.zones)
     wrong = [zone for zone in gce.zones if zone not in machine.zones]

@@ -164,3 +164,37 @@ def test_half_an_emulator_is_refused(name):
 
 def test_without_overrides_the_endpoints_are_googles():
     assert not read_endpoints({}).emulated
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"backend_config": {"machine": ["l4", "n1-standard-4"], "machine.spot": True}},
+        {"parameters": {"machine": "[l4, n1-standard-4]", "machine.spot": "true"}},
+    ],
+)
+def test_machine_may_be_an_ordered_list(tmp_path, given):
+    found = settings(tmp_path, **given)
+
+    assert [each.machine.name for each in found.choices] == ["l4", "n1-standard-4"]
+    assert all(each.machine.spot for each in found.choices)
+    assert found.choices[1].zones == tuple(found.others[0].zones)
+
+
+def test_every_machine_of_a_list_must_be_offered_where_asked(tmp_path):
+    with pytest.raises(ConfigError, match="a2-highgpu-1g.*not offered"):
+        settings(tmp_path, parameters={"machine": "[l4,a100]", "gce.zones": "[europe-west1-b]"})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"machine": "[]"}, "names no machine"),
+        ({"machine": "[l4,t44]"}, r"machine=t44"),
+        ({"gce.max_attempts": "0"}, "at least one"),
+        ({"gce.max_cost_usd": "-1"}, "above 0"),
+    ],
+)
+def test_limits_that_make_no_sense_are_named(tmp_path, parameters, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(tmp_path, parameters=parameters)
