@@ -315,8 +315,8 @@ def _check_secrets(tracking: TrackingAccess) -> None:
     for key, value in given.items():
         if not re.fullmatch(_SECRET, value):
             raise ConfigError(
-                f"gce.tracking.{key}={value}: must be the name of a secret in Secret Manager, "
-                "projects/PROJECT/secrets/NAME or …/versions/VERSION, not the secret itself"
+                f"gce.tracking.{key} must be the name of a secret in Secret Manager, not the "
+                "secret itself: projects/PROJECT/secrets/NAME, or …/versions/VERSION behind it"
             )
     if len(given) > 1:
         raise ConfigError("gce.tracking: set token_secret or login_secret, not both")

@@ -26,6 +26,7 @@ from gce_backend.errors import (
     QuotaExceeded,
     TrackingError,
 )
+from gce_backend.forwarding import forward_target, permitted
 from gce_backend.instance import lifetime_seconds
 from gce_backend.interrupts import Interrupted, Interrupts
 from gce_backend.lifecycle import EndReason
@@ -69,6 +70,7 @@ class Plan:
     settings: Settings
     environment: Environment
     backend_parameters: dict[str, str]
+    forward: dict[str, Any] | None
 
 
 def submit(order: Order, console: Console, interrupts: Interrupts) -> tuple[Submission, Settings]:
@@ -109,7 +111,7 @@ def submit(order: Order, console: Console, interrupts: Interrupts) -> tuple[Subm
                 shipment=shipment,
                 entry=plan.entry,
                 environment=plan.environment,
-                tracking=tracking.spec(experiment, run_id),
+                tracking={**tracking.spec(experiment, run_id), "forward": plan.forward},
                 run_id=run_id,
                 attempt=ATTEMPT,
                 deadline=time.time() + settings.gce.max_hours * 3600,
@@ -133,7 +135,9 @@ def _plan(order: Order, source: Source) -> Plan:
     )
     environment = read_environment(source.directory, order.env_manager)
     recorded = {key: str(value) for key, value in ours.items()}
-    return Plan(order, source, entry, settings, environment, recorded)
+    forward = forward_target(order.tracking_uri, settings)
+    settings = permitted(settings, forward)
+    return Plan(order, source, entry, settings, environment, recorded, forward)
 
 
 def _project_name(source: Source) -> str:

@@ -19,7 +19,7 @@ LAYERS = [
     {"follow", "submit"},
     {"livesync", "shipment", "request"},
     {"submission", "sync"},
-    {"tracking", "compute", "instance", "replay", "relocation", "fleet", "proof"},
+    {"tracking", "compute", "instance", "replay", "relocation", "fleet", "proof", "forwarding"},
     {"storage", "bundle", "project", "environment", "config", "provisional", "rest"},
     {"compose", "compute_errors", "storage_errors", "project_files", "run_store", "batch"},
     {"interrupts", "console", "credentials"},
