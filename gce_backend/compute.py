@@ -10,14 +10,21 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from gce_backend.compute_errors import from_operation, is_transient, translated
-from gce_backend.errors import ComputeError, InstanceNotFound, OperationTimeout, PermissionDenied
+from gce_backend.errors import (
+    AlreadyExists,
+    ComputeError,
+    InstanceNotFound,
+    OperationTimeout,
+    PermissionDenied,
+)
 from gce_backend.polling import DeadlinePassed, retry, wait_until
 
 T = TypeVar("T")
 Resource = dict[str, Any]
+Operations: TypeAlias = list[Resource]  # inside Compute the name `list` is the method
 
 _CALL_SECONDS = 60.0  # one HTTP request; the library's own default is 600
 _RETRY_SECONDS = 120.0
@@ -62,6 +69,7 @@ class Compute:
 
         Raises:
             NoCapacity, QuotaExceeded, PermissionDenied, ComputeError: the instance does not exist.
+            AlreadyExists: somebody else's bears the name; one of ours is adopted.
             OperationTimeout: it may yet come to be; delete it by name.
         """
         from google.cloud import compute_v1
@@ -73,11 +81,17 @@ class Compute:
             request_id=str(uuid.uuid4()),
             instance_resource=compute_v1.Instance.from_json(json.dumps(body)),
         )
-        with translated(what):
-            operation = self._call(
-                lambda: self._instances.insert_unary(request, timeout=_CALL_SECONDS)
-            )
-            self._finish(what, zone, operation, seconds=_INSERT_SECONDS)
+        try:
+            with translated(what):
+                operation = self._call(
+                    lambda: self._instances.insert_unary(request, timeout=_CALL_SECONDS)
+                )
+                self._finish(what, zone, operation, seconds=_INSERT_SECONDS)
+        except AlreadyExists:
+            # An earlier insert of ours took effect, and its reply did not reach us. Not ours:
+            # its labels say so, and it is left alone.
+            if self.get(zone, body["name"]).get("labels") != body.get("labels"):
+                raise
 
     def start(self, zone: str, name: str) -> None:
         """Start a stopped instance and wait until its operation has ended.
@@ -103,11 +117,11 @@ class Compute:
         with translated(f"reading zones/{zone}/instances/{name}"):
             return _plain(self._call(lambda: self._get(zone, name)))
 
-    def operations_on(self, zone: str, name: str) -> list[str]:
-        """What was done to the instance, by us or by Compute Engine: types of its operations.
+    def operations_on(self, zone: str, name: str) -> Operations:
+        """What was done to the instance, by us or by Compute Engine: its operations' resources.
 
-        ``insert``, ``delete``, ``compute.instances.preempted``, ``compute.instances.hostError`` …;
-        kept for about two weeks, also of an instance that is gone.
+        Of operationType ``insert``, ``delete``, ``compute.instances.preempted``,
+        ``compute.instances.hostError`` …; kept for about two weeks, also when it is gone.
         """
         from google.cloud import compute_v1
 
@@ -120,7 +134,7 @@ class Compute:
         )
         with translated(f"listing the operations in {zone}"):
             pages = self._call(lambda: self._operations.list(request, timeout=_CALL_SECONDS))
-            return [str(each.operation_type) for each in pages]
+            return [_plain(each) for each in pages]
 
     def exists(self, zone: str, name: str) -> bool:
         """False only when a GET said 404."""
@@ -234,6 +248,29 @@ class Compute:
             for scope, scoped in pages:
                 for instance in scoped.instances:
                     yield scope.removeprefix("zones/"), _plain(instance)
+
+    def guest_attributes(self, zone: str, name: str, namespace: str) -> dict[str, str]:
+        """What the instance has published under ``namespace``; empty while that is nothing.
+
+        Raises:
+            InstanceNotFound: there is no instance.
+            ComputeError: the API refused, as for an instance that does not run.
+        """
+        from google.api_core.exceptions import NotFound
+        from google.cloud import compute_v1
+
+        request = compute_v1.GetGuestAttributesInstanceRequest(
+            project=self.project, zone=zone, instance=name, query_path=f"{namespace}/"
+        )
+        with translated(f"reading the guest attributes {namespace}/ of {name!r} in {zone}"):
+            try:
+                answer = self._call(
+                    lambda: self._instances.get_guest_attributes(request, timeout=_CALL_SECONDS)
+                )
+            except NotFound:
+                self.get(zone, name)  # raises when it is the instance that is not found
+                return {}
+            return {item.key: item.value for item in answer.query_value.items}
 
     def serial_output(self, zone: str, name: str) -> str:
         """What the instance has written to its first serial port; "" when it cannot be read."""

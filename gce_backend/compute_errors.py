@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gce_backend.errors import (
+    AlreadyExists,
     ComputeError,
     GceBackendError,
     InstanceNotFound,
@@ -75,13 +76,21 @@ def translated(what: str) -> Iterator[None]:
     except GceBackendError:
         raise
     except exceptions.GoogleAPICallError as error:
-        raise _from_http(what, error) from error
+        raised = _from_http(what, error)
+        raised.transient = raised.transient or is_transient(error)
+        raise raised from error
+    except google.auth.exceptions.TransportError as error:
+        away = ComputeError(f"{what}: no token came ({error})")
+        away.transient = True
+        raise away from error
     except google.auth.exceptions.GoogleAuthError as error:
         raise PermissionDenied(
             f"{what}: no valid credentials ({error}). Run: gcloud auth application-default login"
         ) from error
     except requests.RequestException as error:
-        raise ComputeError(f"{what}: Compute Engine did not answer ({error})") from error
+        away = ComputeError(f"{what}: Compute Engine did not answer ({error})")
+        away.transient = True
+        raise away from error
 
 
 def from_operation(what: str, operation: Mapping[str, Any]) -> ComputeError | None:
@@ -115,6 +124,8 @@ def _by_code(message: str, status: int, codes: set[str]) -> ComputeError:
         return NoCapacity(message)
     if codes & _QUOTA:
         return QuotaExceeded(message, is_global="GPUS_ALL_REGIONS" in message)
+    if codes & {"alreadyExists", "RESOURCE_ALREADY_EXISTS"}:
+        return AlreadyExists(message)
     if status in (401, 403):
         return PermissionDenied(message)
     return ComputeError(message)

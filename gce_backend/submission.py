@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,8 @@ from gce_backend import tracking
 from gce_backend.agent.paths import RunPaths
 from gce_backend.errors import TrackingError
 from gce_backend.storage import parse_uri
+
+ATTEMPT_TAG = "gce.attempt"
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class Submission:
         deadline: unix seconds after which Compute Engine has deleted the instance.
         created_at: unix seconds just before the insert; what the instance's life is counted from.
         usd_per_hour: list price, None where the table does not know it.
+        attempt: which one, from 1.
+        client: who asked for the instance, as ``presence.this_client`` says it.
+        ssh_via: how SSH reaches the instance: external, internal, iap, or none.
     """
 
     run_id: str
@@ -33,6 +40,9 @@ class Submission:
     deadline: float
     created_at: float
     usd_per_hour: float | None = None
+    attempt: int = 1
+    client: str = ""
+    ssh_via: str = "none"
 
     @property
     def uri(self) -> str:
@@ -43,6 +53,17 @@ class Submission:
     def resource(self) -> str:
         return f"projects/{self.project}/zones/{self.zone}/instances/{self.instance}"
 
+    @property
+    def where(self) -> str:
+        """The instance, in the words of gcloud's options."""
+        return f"{self.instance} --zone {self.zone} --project {self.project}"
+
+    def deadline_text(self) -> str:
+        """When Compute Engine deletes the instance at the latest, in local time."""
+        if math.isinf(self.deadline):
+            return "its deadline"
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.deadline))
+
     def tags(self) -> dict[str, str]:
         """As tags of the MLflow run; ``from_run`` reads them back."""
         price = {"gce.usd_per_hour": f"{self.usd_per_hour:.4f}"} if self.usd_per_hour else {}
@@ -52,7 +73,10 @@ class Submission:
             tracking.ZONE_TAG: self.zone,
             tracking.INSTANCE_TAG: self.instance,
             tracking.DEADLINE_TAG: str(round(self.deadline)),
+            ATTEMPT_TAG: str(self.attempt),
+            "gce.client": self.client,
             "gce.created_at": str(round(self.created_at, 3)),
+            "gce.ssh.via": self.ssh_via,
             **price,
         }
 
@@ -84,7 +108,11 @@ class Submission:
             bucket=bucket,
             paths=RunPaths(root.removesuffix(f"/runs/{run_id}"), run_id),
             tracking_uri=tracking_uri,
-            deadline=float(tags.get(tracking.DEADLINE_TAG, 0)),
+            # A missing tag says nothing of the deadline, least of all that it has passed.
+            deadline=float(tags.get(tracking.DEADLINE_TAG, "inf")),
+            attempt=int(tags.get(ATTEMPT_TAG, 1)),
+            client=tags.get("gce.client", ""),
             created_at=float(tags.get("gce.created_at", 0)),
             usd_per_hour=float(tags["gce.usd_per_hour"]) if "gce.usd_per_hour" in tags else None,
+            ssh_via=tags.get("gce.ssh.via", "none"),
         )

@@ -7,7 +7,13 @@ import pytest
 from gce_backend import compute as compute_module
 from gce_backend.compute import Compute
 from gce_backend.emulator import Emulator, Fault
-from gce_backend.errors import ComputeError, InstanceNotFound, NoCapacity, PermissionDenied
+from gce_backend.errors import (
+    AlreadyExists,
+    ComputeError,
+    InstanceNotFound,
+    NoCapacity,
+    PermissionDenied,
+)
 
 ZONE = "europe-west1-b"
 
@@ -128,8 +134,10 @@ def test_the_operations_of_a_preempted_instance_tell_of_it(emulator, compute):
 
     with pytest.raises(InstanceNotFound):
         compute.get(ZONE, machine["name"])
-    assert "compute.instances.preempted" in compute.operations_on(ZONE, machine["name"])
-    assert compute.operations_on(ZONE, other["name"]) == ["insert"]
+    kinds = [each["operationType"] for each in compute.operations_on(ZONE, machine["name"])]
+    assert "compute.instances.preempted" in kinds
+    (insert,) = compute.operations_on(ZONE, other["name"])
+    assert (insert["operationType"], insert["status"]) == ("insert", "DONE")
     assert compute.operations_on(ZONE, "vm-never-made") == []
 
 
@@ -142,6 +150,18 @@ def test_a_stopped_instance_is_started_again(emulator, compute):
     compute.start(ZONE, machine["name"])
 
     assert compute.get(ZONE, machine["name"])["status"] == "RUNNING"
+
+
+def test_an_instance_of_ours_that_is_there_already_is_adopted(emulator, compute):
+    """The insert of a client that died, and another's for the same attempt."""
+    machine = {**body(), "labels": {"mlflow-gce-run": "r1", "mlflow-gce-attempt": "1"}}
+    compute.insert(ZONE, machine)
+
+    compute.insert(ZONE, machine)
+    with pytest.raises(AlreadyExists):
+        compute.insert(ZONE, {**machine, "labels": {"mlflow-gce-run": "r2"}})
+
+    assert len(emulator.instances()) == 1
 
 
 def test_no_capacity_is_no_matter_of_patience(emulator, compute):
