@@ -12,8 +12,13 @@
     │   ├── NoCapacity               (transient) the zone is out of this machine type: next zone
     │   ├── QuotaExceeded            .is_global: no other region will help
     │   ├── PermissionDenied
+    │   ├── AlreadyExists            an instance of that name, and not ours
     │   ├── InstanceNotFound         404: there is nothing that bills
     │   └── OperationTimeout         (transient)
+    ├── SshError                     the live plane; never changes what becomes of a run
+    │   ├── SshUnavailable           (transient) nothing answers there, or not yet
+    │   ├── HostKeyRefused           whoever answers is not proven to be the instance
+    │   └── AuthenticationRefused    the instance is proven, and does not take our key
     ├── FollowingLost                the run goes on, and we cannot watch it any more
     └── CleanupError                 an instance may still be billing: .instance, .zone
 
@@ -84,10 +89,32 @@ class InstanceNotFound(ComputeError):
     """A GET said 404: the instance does not exist and does not bill."""
 
 
+class AlreadyExists(ComputeError):
+    """There is an instance of that name, and it is not ours."""
+
+
 class OperationTimeout(ComputeError):
     """An operation did not end before its deadline; its effect may still come."""
 
     transient = True
+
+
+class SshError(GceBackendError):
+    """SSH to an instance did not come about, or broke; the run goes on without it."""
+
+
+class SshUnavailable(SshError):
+    """Nothing answers at the instance's address, or not yet."""
+
+    transient = True
+
+
+class HostKeyRefused(SshError):
+    """Whoever answered is not proven to be the instance; nothing was said to it."""
+
+
+class AuthenticationRefused(SshError):
+    """The instance answered, proved itself, and does not take our key."""
 
 
 class FollowingLost(GceBackendError):
