@@ -14,6 +14,8 @@ from .storage import Storage
 
 # What a failed run leaves behind is worth so much of the bucket and of the instance's time.
 LEFTOVER_MAX_BYTES = 100 * 1024 * 1024
+# With a preempted one they are what the next attempt goes on from: as much as seconds may carry.
+PREEMPTED_MAX_BYTES = 1024 * 1024 * 1024
 _SKIPPED = {
     ".cache",
     ".git",
@@ -65,6 +67,11 @@ def unpack(archive: Path, work: Path) -> None:
     os.replace(temporary, work)
 
 
+def take_stock(work: Path) -> None:
+    """What is in ``work`` now is no gain of the run."""
+    write_json(_inventory(work), _files(work))
+
+
 def workdir(spec: Spec, work: Path) -> Path:
     """Where the command runs. AgentError when the bundle has no such directory."""
     directory = (work / spec.workdir).resolve()
@@ -73,9 +80,9 @@ def workdir(spec: Spec, work: Path) -> Path:
     return directory
 
 
-def leftovers(work: Path) -> tuple[list[Path], list[Path]]:
+def leftovers(work: Path, limit: int) -> tuple[list[Path], list[Path]]:
     """Files that are new or changed since the bundle was unpacked, smallest first: those that
-    fit into ``LEFTOVER_MAX_BYTES``, and those left out."""
+    fit into ``limit`` bytes, and those left out."""
     before = read_json(_inventory(work)) or {}
     changed = [name for name, mark in _files(work).items() if before.get(name) != mark]
     sized = sorted((os.stat(work / name).st_size, name) for name in changed)
@@ -84,7 +91,7 @@ def leftovers(work: Path) -> tuple[list[Path], list[Path]]:
     total = 0
     for size, name in sized:
         total += size
-        (kept if total <= LEFTOVER_MAX_BYTES else left_out).append(work / name)
+        (kept if total <= limit else left_out).append(work / name)
     return kept, left_out
 
 

@@ -19,6 +19,7 @@ from .segments import Segments
 from .spec import Spec
 from .spool import Entry, Spool
 from .state import Ending, State
+from .stop import PREEMPTED
 from .storage import Storage, StoredObject
 from .uploader import Uploader
 
@@ -61,7 +62,7 @@ class Collector:
     def collect(self, ending: Ending, facts: dict[str, Any], until: float) -> dict[str, Any]:
         """Drain, verify, write; tries again until ``until``. Returns what status.json says."""
         if ending.end_reason != "succeeded":
-            self._save_leftovers()
+            self._save_leftovers(ending.end_reason)
         lacking = self._requirements(ending)
         for line in lacking:
             self._log.say(line)
@@ -131,14 +132,17 @@ class Collector:
         except CloudError:
             return False
 
-    def _save_leftovers(self) -> None:
+    def _save_leftovers(self, reason: str) -> None:
         """After a bad end: what the working directory gained, as artifacts under ``workdir/``."""
         results = self._results
         bucket, _, root = results.spec.artifact_uri.removeprefix("gs://").partition("/")
         work = results.state.work
         if not work.exists():
             return
-        kept, left_out = bundle.leftovers(work)
+        limit = bundle.LEFTOVER_MAX_BYTES
+        if reason == PREEMPTED:
+            limit = bundle.PREEMPTED_MAX_BYTES
+        kept, left_out = bundle.leftovers(work, limit)
         for path in kept:
             name = f"{root}/workdir/{path.relative_to(work).as_posix()}"
             try:
@@ -147,11 +151,10 @@ class Collector:
             except (OSError, RelayError) as error:
                 self._log.say(f"{path.name} of the working directory was not saved: {error}")
         if left_out:
-            limit = bundle.LEFTOVER_MAX_BYTES // 1024**2
             names = ", ".join(path.relative_to(work).as_posix() for path in left_out[:5])
             self._log.say(
                 f"{len(left_out)} new files of the working directory were left out, more than "
-                f"{limit} MB in all: {names}"
+                f"{limit // 1024**2} MB in all: {names}"
             )
 
     def _write(

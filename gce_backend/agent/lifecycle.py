@@ -16,56 +16,34 @@ import json
 import os
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
-from . import bundle, environment
+from .cloud import Cloud
 from .collecting import Collector, Results
 from .compute import Instance, power_off
 from .endpoint import retrying
-from .errors import AgentError, CloudError, EnvironmentFailed, Stopped
+from .errors import CloudError
 from .files import read_json, write_json
 from .forward import Forwarder
 from .forward_files import Files
 from .heartbeat import Heartbeat
 from .log import RunLog
-from .metadata import Identity, MetadataServer
-from .placement import placed
-from .process import Launch, Trainer, trainer_variables
+from .process import Trainer
 from .shipping import Shipping
 from .spec import Spec
 from .spool import Spool
-from .state import Ending, State
-from .stop import CANCELLED, DEADLINE, Stop, Watch
-from .storage import Storage
+from .state import State
+from .stop import NOTICE_S, PREEMPTED, Stop, Watch
 from .tracking import Tracking
+from .training import Training
 from .uploader import Uploader
-from .users import trainer_account
 
 # Collecting goes on so long after the trainer's end, even past the deadline: the instance's own
 # limit (maxRunDuration) lies a rescue window behind the deadline.
 COLLECT_AT_LEAST_S = 300.0
 _DELETE_PATIENCE_S = 300.0
-# A machine that shuts down ends trainer and agent in any order; so long the agent waits to see
-# whether it is next before it believes that the trainer was ended by somebody else.
-_SHUTDOWN_S = 3.0
 # From the notice of a preemption to the end are 30 seconds.
 _LEAVE_S = 20.0
-_MESSAGES = {
-    "succeeded": "the trainer ended with exit code 0",
-    "exited_nonzero": "the trainer ended with exit code {code}",
-    CANCELLED: "the run was cancelled",
-    DEADLINE: "the run's time was up",
-}
-
-
-@dataclass
-class Cloud:
-    """The endpoints, and who we are."""
-
-    metadata: MetadataServer
-    storage: Storage
-    identity: Identity
 
 
 class Attempt:
@@ -79,6 +57,7 @@ class Attempt:
         self._over = threading.Event()
         self._stop = Stop()
         self._leaving = threading.Event()
+        self._reported = threading.Event()  # status.json is written
         self._uploader: Uploader | None = None
         self._tracking: Tracking | None = None
         self._shipping = Shipping(cloud.storage, spec, state, self._log)
@@ -95,14 +74,18 @@ class Attempt:
             self._enter("fetching")
             status = self._make_and_collect()
             write_json(self._state.status, status)
+        self._reported.set()
         if self._forwarder is not None and status.get("forwarded"):
             self._forwarder.tell(status)
-        self._leave(bool(status["verified"]))
+        self._leave(status)
         self._heartbeat.stop()
 
     def leave(self, exit_code: int) -> None:
         """The machine goes down, or the agent is replaced: bring to the bucket what can be brought
-        in the time there is, and end the process. The disk has all of it anyway."""
+        in the time there is, and end the process. The disk has all of it anyway.
+
+        A preempted instance's disk is lost: its run ends here, with a status of its own.
+        """
         if not self._leaving.is_set():
             self._leaving.set()
             threading.Thread(target=self._flush_and_exit, args=(exit_code,), daemon=True).start()
@@ -110,6 +93,11 @@ class Attempt:
     def _flush_and_exit(self, exit_code: int) -> None:
         until = time.time() + _LEAVE_S
         try:
+            if self._cloud.metadata.preempted():
+                self._stop.set(PREEMPTED)
+            if self._stop.is_set() or self._state.memory.ending is not None:
+                self._reported.wait(NOTICE_S)  # the run is on its way to its status
+                return
             trainer = Trainer(self._state.trainer, self._log)
             while time.time() < until:
                 running = trainer.find() and trainer.exit_code is None
@@ -140,20 +128,31 @@ class Attempt:
             settle = lambda until: forwarder.settle(files, until)  # noqa: E731
         ending = self._state.memory.ending
         if ending is None:
-            ending = self._train(tracking)
+            ending = self._training().run(tracking)
             self._state.memory.ending = ending
             self._state.save()
         self._enter("collecting")
         tracking.close()
-        permission.join(60)
+        permission.join(0 if self._stop.reason == PREEMPTED else 60)
         results = Results(
             spec, self._state, spool, uploader, self._shipping.segments, tracking.last_seq
         )
         collector = Collector(storage, results, self._log, self._over, settle)
-        until = max(spec.deadline, time.time() + COLLECT_AT_LEAST_S)
+        until = self._stop.limit(max(spec.deadline, time.time() + COLLECT_AT_LEAST_S))
         status = collector.collect(ending, self._facts(), until)
         uploader.stop()
         return status
+
+    def _training(self) -> Training:
+        return Training(
+            self._cloud,
+            self._spec,
+            self._state,
+            self._log,
+            self._stop,
+            self._leaving,
+            self._enter,
+        )
 
     def _make_forwarder(self) -> Forwarder:
         phases = self._state.memory.phases
@@ -212,99 +211,12 @@ class Attempt:
         except CloudError:
             return None  # the bucket is away: work goes on, and ends in the same status
 
-    # -- the trainer --------------------------------------------------------------------------
-
-    def _train(self, tracking: Tracking) -> Ending:
-        """Fetch, prepare, run. Every way this can end is an Ending."""
-        code: int | None = None
-        try:
-            code, told = self._run_trainer(tracking)
-            reason = told or ("succeeded" if code == 0 else "exited_nonzero")
-            message = _MESSAGES[reason].format(code=code)
-        except EnvironmentFailed as error:
-            reason, message = "environment_failed", str(error)
-        except Stopped:
-            reason, message = self._stop.reason, f"{_MESSAGES[self._stop.reason]} before training"
-        except (AgentError, OSError) as error:
-            reason, message = "agent_failed", str(error)
-            if self._stop.is_set():  # a wait that was given up
-                reason = self._stop.reason
-        except Exception as error:  # a bug of ours must not keep the instance
-            reason, message = "agent_failed", f"{type(error).__name__}: {error}"
-        self._log.say(message)
-        return Ending(reason, code, message, time.time())
-
-    def _run_trainer(self, tracking: Tracking) -> tuple[int, str]:
-        """Exit code, and why the trainer was told to end ("" when it ended by itself)."""
-        trainer = Trainer(self._state.trainer, self._log)
-        found = trainer.find()
-        if not found:
-            self._prepare()
-        relay = tracking.serve()
-        try:
-            self._enter("running")
-            if found:
-                self._log.say("the agent was started again; the trainer went on meanwhile")
-            else:
-                self._start_trainer(trainer, relay.url)
-            code = trainer.wait(self._stop, self._spec.grace_seconds)
-            if code > 128 and not trainer.told:
-                time.sleep(_SHUTDOWN_S)
-            if self._leaving.is_set():  # its end is the shutdown's work: no ending of the run
-                time.sleep(2 * _LEAVE_S)
-            return code, trainer.told
-        finally:
-            relay.stop()
-
-    def _start_trainer(self, trainer: Trainer, url: str) -> None:
-        spec, state = self._spec, self._state
-        account = trainer_account(self._log.say)
-        account.own(state.work)
-        variables = trainer_variables(
-            spec, url, state.memory.token, state.memory.bin_directory, account
-        )
-        variables["MLFLOW_GCE_JOB"] = str(state.job)
-        workdir = bundle.workdir(spec, placed(state.work, spec.place, account, self._log.say))
-        trainer.start(Launch(spec.command, workdir, variables, account))
-
-    def _prepare(self) -> None:
-        spec, state, storage = self._spec, self._state, self._cloud.storage
-        if not state.work.exists():
-            archive = state.root / "bundle.tar.gz"
-            retrying(
-                lambda: bundle.fetch(storage, spec.bucket, spec.bundle, archive),
-                spec.deadline,
-                give_up=self._stop.is_set,
-            )
-            bundle.unpack(archive, state.work)
-            archive.unlink()
-        if (job := spec.job) is not None and not state.job.exists():
-            retrying(
-                lambda: bundle.fetch(storage, spec.bucket, job, state.job),
-                spec.deadline,
-                give_up=self._stop.is_set,
-            )
-        self._enter("environment")
-        if not state.memory.environment_ready:
-            state.memory.bin_directory = environment.prepare(
-                spec.environment,
-                state.root / "environment",
-                storage=storage,
-                bucket=spec.bucket,
-                log=self._log,
-                stop=self._stop,
-                until=spec.deadline,
-            )
-            state.memory.environment_ready = True
-            state.save()
-        if self._stop.is_set():
-            raise Stopped(self._stop.reason)
-
     # -- after --------------------------------------------------------------------------------
 
-    def _leave(self, verified: bool) -> None:
-        """Delete the instance when its results are proven; keep it until its deadline else."""
-        if not verified:
+    def _leave(self, status: dict[str, Any]) -> None:
+        """Delete the instance when its results are proven; keep it until its deadline else. What a
+        preempted one has not brought to the bucket by now is lost with it."""
+        if not status["verified"] and status["end_reason"] != PREEMPTED:
             self._say_late("not everything is proven to be in the bucket: the instance stays")
             hold = threading.Event()
             while (remaining := self._spec.deadline - time.time()) > 0:
@@ -332,11 +244,12 @@ class Attempt:
             "instance": self._cloud.identity.name,
             "phases": list(self._state.memory.phases),
             "segments": self._shipping.counts(),
+            "may_delete": self._state.memory.may_delete,
         }
 
     def _facts(self) -> dict[str, Any]:
         return {
             "instance": self._cloud.identity.name,
             "zone": self._cloud.identity.zone,
-            "may_delete": self._state.memory.may_delete,
+            "may_delete": bool(self._state.memory.may_delete),
         }

@@ -18,6 +18,7 @@ class RunLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._own_bytes = 0  # of this agent's own lines
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def say(self, message: str) -> None:
@@ -25,9 +26,15 @@ class RunLog:
         line = f"{PREFIX}{message}\n"
         with self._lock:
             start = "" if self._at_line_start() else "\n"
-            os.write(self.descriptor, f"{start}{line}".encode())
+            self._own_bytes += os.write(self.descriptor, f"{start}{line}".encode())
         sys.stderr.write(line)
         sys.stderr.flush()
+
+    @property
+    def trainers_bytes(self) -> int:
+        """How much there is beside the lines of this agent: it grows when the trainer prints."""
+        with self._lock:
+            return os.fstat(self.descriptor).st_size - self._own_bytes
 
     def tail(self, lines: int, max_bytes: int = 16384) -> str:
         """The last lines, for a message."""

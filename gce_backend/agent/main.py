@@ -11,10 +11,11 @@ import signal
 import sys
 import time
 
+from .cloud import Cloud
 from .endpoint import retrying
 from .errors import AgentError, CloudError
 from .files import read_json, write_json
-from .lifecycle import Attempt, Cloud
+from .lifecycle import Attempt
 from .metadata import MetadataServer
 from .paths import SPEC_ATTRIBUTE
 from .spec import Spec, parse_spec

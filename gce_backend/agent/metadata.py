@@ -19,6 +19,7 @@ DEFAULT_HOST = "metadata.google.internal"
 # What Google's own guest agent sends first; without an ETag the server waits for a change.
 NO_ETAG = "NONE"
 _ROOT = "/computeMetadata/v1/"
+_PREEMPTED = "instance/preempted"
 _HEADERS = {"Metadata-Flavor": "Google"}
 # A token is used until a minute before its end; the real server renews it five minutes before.
 _TOKEN_MARGIN_S = 60.0
@@ -69,6 +70,27 @@ class MetadataServer:
         if reply.status != 200:
             raise CloudError(f"metadata server: attributes: HTTP {reply.status}", reply.status)
         return json.loads(reply.body), reply.headers.get("ETag", "")
+
+    def preempted(self, patience: float = 1.0) -> bool:
+        """Whether Compute Engine is taking this spot instance back; False when nobody answers."""
+        try:
+            return self.get(_PREEMPTED, patience) == "TRUE"
+        except CloudError:
+            return False
+
+    def wait_for_preemption(self, last_etag: str, timeout_s: int) -> tuple[bool, str]:
+        """Whether it is, and the value's ETag, once that differs from ``last_etag`` or time is up.
+
+        CloudError with status 404 where there is no such value.
+        """
+        query = f"wait_for_change=true&timeout_sec={timeout_s}"
+        query += f"&last_etag={urllib.parse.quote(last_etag)}"
+        reply = self._endpoint.request(
+            "GET", f"{_ROOT}{_PREEMPTED}?{query}", headers=_HEADERS, timeout=timeout_s + 10
+        )
+        if reply.status != 200:
+            raise CloudError(f"metadata server: preempted: HTTP {reply.status}", reply.status)
+        return reply.body.strip() == b"TRUE", reply.headers.get("ETag", "")
 
     def identity(self) -> Identity:
         zone = (self.get("instance/zone") or "").rpartition("/")[2]

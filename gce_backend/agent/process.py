@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +67,14 @@ def trainer_variables(
         MLFLOW_TRACKING_TOKEN=token,
         MLFLOW_EXPERIMENT_ID=str(spec.experiment["experiment_id"]),
         MLFLOW_DISABLE_TELEMETRY="true",
+        MLFLOW_GCE_ATTEMPT=str(spec.attempt),
         # The links MLflow prints would lead to the relay, which nobody else can open.
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
         PYTHONUNBUFFERED="1",
         GIT_PYTHON_REFRESH="quiet",
     )
+    if spec.system_metrics_seconds:  # the agent's; MLflow's own would need psutil to start at all
+        variables["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
     variables.update(spec.env)
     if bin_directory:
         path = variables.get("PATH") or os.defpath
@@ -142,16 +146,16 @@ class Trainer:
         self._pid = self._process.pid
         self._started = _start_time(_stat(self._pid))
 
-    def wait(self, stop: Stop, grace_seconds: float) -> int:
+    def wait(self, stop: Stop, grace: Callable[[], float]) -> int:
         """Wait for the end, or bring it about when ``stop`` is set; returns the exit code.
 
-        The whole process group gets SIGTERM, and SIGKILL when it is still there ``grace_seconds``
-        later. What the trainer left running is killed after its end.
+        The whole process group gets SIGTERM, and SIGKILL when it is still there ``grace()``
+        seconds later. What the trainer left running is killed after its end.
         """
         while self._alive():
             if stop.wait(_POLL_S) and self._alive():
                 (self._notes / "told").write_text(stop.reason)
-                self._terminate(grace_seconds)
+                self._terminate(grace())
         self._signal(signal.SIGKILL)
         code = self.exit_code
         if code is not None:
@@ -160,6 +164,15 @@ class Trainer:
             code = self._process.returncode
             return 128 - code if code < 0 else code
         return _KILLED  # it could not write its exit code down: nothing but SIGKILL does that
+
+    def cpu_seconds(self) -> float:
+        """What the trainer and everything it started have used, as far as it is still there."""
+        ticks = 0
+        for directory in Path("/proc").glob("[0-9]*"):
+            fields = _after_name(_stat(int(directory.name)))
+            if len(fields) > 14 and fields[3] == str(self._pid):  # its session
+                ticks += sum(int(field) for field in fields[11:15])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def _terminate(self, grace_seconds: float) -> None:
         self._log.say(f"SIGTERM to the trainer; SIGKILL in {grace_seconds:.0f} s")

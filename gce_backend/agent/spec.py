@@ -57,6 +57,9 @@ class Spec:
     deadline: float  # unix seconds
     grace_seconds: float
     require: tuple[str, ...]
+    system_metrics_seconds: float  # 0: the agent logs none
+    stall_minutes: float  # 0: nobody asks whether the trainer still lives
+    stall_end: bool
     forward: Forward | None  # None: the journal is applied by a client alone
 
     @property
@@ -101,6 +104,9 @@ def _spec(raw: dict[str, Any]) -> Spec:
         deadline=float(raw["deadline"]),
         grace_seconds=float(raw.get("grace_seconds", 30)),
         require=tuple(str(path) for path in raw.get("require") or ()),
+        system_metrics_seconds=float(raw.get("system_metrics_seconds") or 0),
+        stall_minutes=float(raw.get("stall_minutes") or 0),
+        stall_end=bool(raw.get("stall_end")),
         forward=_forward(raw["tracking"].get("forward")),
     )
 

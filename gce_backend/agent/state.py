@@ -37,7 +37,8 @@ class Memory:
     phases: list[dict[str, str | float]] = field(default_factory=list)
     bin_directory: str = ""  # of the trainer's environment, once it is made; "" is the image's own
     environment_ready: bool = False
-    may_delete: bool = False  # this instance, itself
+    restored: bool = False  # an earlier attempt's files are back in the working directory
+    may_delete: bool | None = None  # this instance, itself; None until it was asked
     ending: Ending | None = None
 
 

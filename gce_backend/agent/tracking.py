@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 
 from .artifact_api import ArtifactApi
 from .history import earlier_records
@@ -13,6 +14,7 @@ from .spec import Spec
 from .spool import Spool
 from .state import State
 from .storage import Storage
+from .system_metrics import Sampler, SystemMetrics
 from .tracking_api import TrackingApi
 from .tracking_state import TrackingState
 
@@ -21,18 +23,25 @@ class Tracking:
     """Known are: the run as the client saw it, what earlier attempts wrote, what this one wrote."""
 
     def __init__(self, spec: Spec, state: State, storage: Storage, spool: Spool) -> None:
-        self._state = state
+        self._state, self._run_id = state, spec.run_id
         known = TrackingState(spec.experiment, spec.run)
         last_seq = 0
         for record in earlier_records(storage, spec, state.root / "journal.before.jsonl"):
             known.apply(record)
             last_seq = int(record["seq"])
         self._journal = Journal(state.journal, last_seq)
-        for record in self._journal.records():
-            known.apply(record)
         self._locations = Locations(spec.experiment_location)
         self._api = TrackingApi(known, self._journal, self._locations)
+        if last_seq:
+            self._api.repeats.remember(known.main)
+        for record in self._journal.records():
+            known.apply(record)
         self._artifacts = ArtifactApi(spool, storage, self._locations, self._api.lookup)
+
+    @property
+    def writes(self) -> int:
+        """How often the trainer has written something."""
+        return self._api.writes
 
     @property
     def last_seq(self) -> int:
@@ -48,6 +57,30 @@ class Tracking:
         relay.start()
         return relay
 
+    def system_metrics(self, interval: float) -> SystemMetrics:
+        """What logs the machine's state on the run; a trainer's own of that kind is left out."""
+        sampler = Sampler()
+        self._api.repeats.own = frozenset(sampler.sample())
+        known = self._api.state.main.metrics
+        last = [known[key].latest(key)["step"] for key in self._api.repeats.own if key in known]
+        return SystemMetrics(sampler, self._log_system_metrics, interval, max(last, default=-1) + 1)
+
+    def set_tag(self, key: str, value: str) -> None:
+        """A tag of the agent's on the run. OSError on a full disk."""
+        self._api.record("runs/set-tag", {"run_id": self._run_id, "key": key, "value": value})
+
+    def delete_tag(self, key: str) -> None:
+        self._api.record("runs/delete-tag", {"run_id": self._run_id, "key": key})
+
     def close(self) -> None:
         """After the relay has stopped: everything acknowledged is on the disk."""
         self._journal.close()
+
+    def _log_system_metrics(self, values: dict[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        points = [
+            {"key": key, "value": value, "timestamp": now, "step": step}
+            for key, value in values.items()
+        ]
+        self._api.repeats.own |= frozenset(values)
+        self._api.record("runs/log-batch", {"run_id": self._run_id, "metrics": points})

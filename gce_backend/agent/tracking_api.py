@@ -17,6 +17,7 @@ from .entities import Json, Model, Run
 from .errors import RelayError, invalid, not_implemented
 from .journal import Journal
 from .locations import Locations
+from .repeats import Repeats
 from .search import matching
 from .tracking_state import TrackingState
 
@@ -26,6 +27,8 @@ class TrackingApi:
 
     def __init__(self, state: TrackingState, journal: Journal, locations: Locations) -> None:
         self.state, self._journal, self._locations = state, journal, locations
+        self.repeats = Repeats(state.main.run_id)
+        self.writes = 0  # of the trainer: a sign of its life
         self._lock = threading.Lock()
         self._routes: dict[tuple[str, str], Callable[[Json], Json]] = {
             ("GET", "experiments/get"): self._get_experiment,
@@ -55,11 +58,17 @@ class TrackingApi:
     def answer(self, method: str, path: str, body: Json) -> Json:
         """The reply's JSON. Raises RelayError."""
         with self._lock:
+            self.writes += method != "GET"
             if handler := self._routes.get((method, path)):
                 return handler(body)
             if path.startswith("logged-models/"):
                 return self._one_model(method, path, body)
         raise not_implemented(method, path)
+
+    def record(self, path: str, body: Json) -> None:
+        """A write of the agent's own, in the trainer's order. OSError on a full disk."""
+        with self._lock:
+            self._write(path, body)
 
     def lookup(self, ask: Callable[[TrackingState], Any]) -> Any:
         """``ask(state)``, with no write in between."""
@@ -178,6 +187,7 @@ class TrackingApi:
             "params": _passing(params, lambda param: self._check_param(run, param), errors),
             "tags": _passing(tags, validation.check_tag, errors),
         }
+        good["metrics"] = self.repeats.without(run, good["metrics"])
         good["params"] = [param for param in good["params"] if param["key"] not in run.params]
         good = {key: value for key, value in good.items() if value}
         if good:
@@ -192,8 +202,10 @@ class TrackingApi:
         return {}
 
     def _log_metric(self, body: Json) -> Json:
-        self._run(body)
+        run = self._run(body)
         validation.check_metric(body)
+        if not self.repeats.without(run, [body]):
+            return {}
         return self._write("runs/log-metric", body)
 
     def _log_parameter(self, body: Json) -> Json:

@@ -73,9 +73,7 @@ def test_a_damaged_archive_is_an_error_of_ours(tmp_path: Path) -> None:
         bundle.unpack(tmp_path / "a.tar.gz", tmp_path / "work")
 
 
-def test_leftovers_are_what_is_new_or_changed_smallest_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leftovers_are_what_is_new_or_changed_smallest_first(tmp_path: Path) -> None:
     source = archive(tmp_path / "a.tar.gz", (member("same"), b"1"), (member("changed"), b"2"))
     work = tmp_path / "work"
     bundle.unpack(source, work)
@@ -86,9 +84,8 @@ def test_leftovers_are_what_is_new_or_changed_smallest_first(
         (work / skipped).mkdir(parents=True)
         (work / skipped / "file").write_bytes(b"x")
     (work / "link").symlink_to("/etc/passwd")
-    monkeypatch.setattr(bundle, "LEFTOVER_MAX_BYTES", 100)
 
-    kept, left_out = bundle.leftovers(work)
+    kept, left_out = bundle.leftovers(work, 100)
 
     assert [path.name for path in kept] == ["changed", "new"]
     assert [path.name for path in left_out] == ["big"]

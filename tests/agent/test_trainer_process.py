@@ -42,7 +42,7 @@ def run(root: Path, command: str, account: Account = MYSELF) -> tuple[int, str]:
     log = RunLog(root / "log")
     trainer = Trainer(root / "notes", log)
     trainer.start(launch(root, command, account))
-    code = trainer.wait(Stop(), 1)
+    code = trainer.wait(Stop(), lambda: 1.0)
     log.close()
     return code, (root / "log").read_text()
 
@@ -96,7 +96,7 @@ def test_a_killed_shell_counts_as_killed(place: Path) -> None:
     pid = int((place / "notes" / "process").read_text().splitlines()[1].split()[0])
     os.killpg(pid, signal.SIGKILL)
 
-    assert trainer.wait(Stop(), 1) == 137
+    assert trainer.wait(Stop(), lambda: 1.0) == 137
     assert Trainer(place / "notes", log).find() is False
     log.close()
 

@@ -1,0 +1,48 @@
+"""Metric points that the trainer logs although they are there already.
+
+Two kinds. An attempt that continues from a checkpoint does the work since that checkpoint again
+and logs it with new times: for the store these would be further points, and the run's curves
+would run twice over the same steps. The first point stays, since a store cannot take one back.
+And MLflow's own system metrics, switched on in the trainer, would stand beside the agent's.
+"""
+
+from __future__ import annotations
+
+from .entities import Json, Run, to_float
+
+
+class Repeats:
+    """Of the run ``run_id``. Not thread-safe: the tracking API holds its lock around every call."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        # What earlier attempts logged: by metric and step, the time and the value.
+        self._earlier: dict[str, dict[int, tuple[int, float]]] = {}
+        self.own: frozenset[str] = frozenset()  # metrics that the agent logs itself
+
+    def remember(self, run: Run) -> None:
+        """What ``run`` has now was logged by earlier attempts.
+
+        Only steps with one point: a metric that is logged without steps has all its points at
+        step 0, and which of them come again cannot be told.
+        """
+        for key, history in run.metrics.items():
+            self._earlier[key] = history.single_steps()
+
+    def without(self, run: Run, points: list[Json]) -> list[Json]:
+        """The points that are new. Of a model's metrics (``model_id``) all are: they tie a point
+        that is there to the model."""
+        return [point for point in points if not self._is_repeat(run, point)]
+
+    def _is_repeat(self, run: Run, point: Json) -> bool:
+        if run.run_id != self._run_id or point.get("model_id"):
+            return False
+        key, step = str(point["key"]), int(point.get("step") or 0)
+        if key in self.own:
+            return True
+        earlier = self._earlier.get(key, {})
+        if step not in earlier:
+            return False
+        if earlier[step] != (int(point.get("timestamp") or 0), to_float(point["value"])):
+            del earlier[step]  # once: what comes for this step after that is something else
+        return True

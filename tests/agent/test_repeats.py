@@ -1,0 +1,49 @@
+"""An attempt that goes on from a checkpoint leaves one history, not two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gce_backend.agent.entities import Json, Run
+from gce_backend.agent.repeats import Repeats
+
+
+def point(key: str, step: int, value: float, at: int, **more: Any) -> Json:
+    return {"key": key, "value": value, "timestamp": at, "step": step, **more}
+
+
+def a_run(*points: Json) -> tuple[Run, Repeats]:
+    """A run with an earlier attempt's points, and what is remembered of them."""
+    run = Run.from_json({"info": {"run_id": "1"}, "data": {"metrics": points}})
+    repeats = Repeats("1")
+    repeats.remember(run)
+    return run, repeats
+
+
+def test_work_done_again_is_not_logged_again() -> None:
+    run, repeats = a_run(point("loss", 1, 0.5, 10), point("loss", 2, 0.4, 20))
+    again, new = point("loss", 2, 0.41, 99), point("loss", 3, 0.3, 100)
+
+    assert repeats.without(run, [again, new]) == [new]
+
+
+def test_the_same_points_given_again_are_never_new() -> None:
+    run, repeats = a_run(point("loss", 1, float("inf"), 10))
+
+    for _ in range(3):
+        assert repeats.without(run, [point("loss", 1, "Infinity", 10)]) == []  # type: ignore[arg-type]
+
+
+def test_metrics_without_steps_go_on() -> None:
+    run, repeats = a_run(point("seen", 0, 1, 10), point("seen", 0, 2, 20))
+
+    assert len(repeats.without(run, [point("seen", 0, 2, 30), point("seen", 0, 3, 40)])) == 2
+
+
+def test_other_metrics_other_runs_and_a_models_metrics_are_let_through() -> None:
+    run, repeats = a_run(point("loss", 1, 0.5, 10))
+    child = Run.from_json({"info": {"run_id": "2"}})
+
+    assert repeats.without(run, [point("accuracy", 1, 0.5, 11)])
+    assert repeats.without(child, [point("loss", 1, 0.6, 11)])
+    assert repeats.without(run, [point("loss", 1, 0.5, 10, model_id="m-1")])
