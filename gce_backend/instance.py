@@ -15,6 +15,7 @@ from typing import Any
 from gce_backend.agent.paths import (
     ATTEMPT_LABEL,
     DEADLINE_LABEL,
+    NAME_ATTRIBUTE,
     OWNER_LABEL,
     RUN_LABEL,
     SPEC_ATTRIBUTE,
@@ -53,6 +54,7 @@ def insert_body(
     agent: Agent,
     deadline: float,
     owner: str | None = None,
+    run_name: str = "",
 ) -> dict[str, Any]:
     """The body of ``instances.insert``, in the API's JSON (int64 as strings).
 
@@ -60,6 +62,7 @@ def insert_body(
         spec_uri: ``gs://`` URI of the run's spec.json.
         deadline: unix seconds after which the instance must be gone.
         owner: whose instance it is, for the label; the local user's name by default.
+        run_name: the MLflow run's, for lists of instances.
     """
     machine, gce = settings.machine, settings.gce
     body: dict[str, Any] = {
@@ -86,7 +89,7 @@ def insert_body(
         "networkInterfaces": [_network_interface(settings)],
         "serviceAccounts": [{"email": gce.service_account, "scopes": list(gce.scopes)}],
         "scheduling": _scheduling(settings),
-        "metadata": {"items": _metadata(spec_uri, agent)},
+        "metadata": {"items": _metadata(spec_uri, agent, run_name)},
         # A reservation is somebody's plan; do not use it up.
         "reservationAffinity": {"consumeReservationType": "NO_RESERVATION"},
     }
@@ -141,10 +144,11 @@ def _network_interface(settings: Settings) -> dict[str, Any]:
     return interface
 
 
-def _metadata(spec_uri: str, agent: Agent) -> list[dict[str, str]]:
+def _metadata(spec_uri: str, agent: Agent, run_name: str) -> list[dict[str, str]]:
     """Nothing secret: whoever may read the instance, or run code on it, reads these."""
     return [
         {"key": SPEC_ATTRIBUTE, "value": spec_uri},
+        {"key": NAME_ATTRIBUTE, "value": run_name},
         {"key": "startup-script", "value": startup_script(agent)},
         {"key": "enable-guest-attributes", "value": "TRUE"},  # the SSH host keys come through them
         {"key": "enable-oslogin", "value": "FALSE"},

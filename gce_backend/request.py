@@ -90,6 +90,7 @@ class InstanceRequest:
             spec_uri=f"gs://{settings.bucket}/{self._paths.spec}",
             agent=self._agent,
             deadline=submission.deadline,
+            run_name=str(self._tracking.get_run(run_id).info.run_name),
         )
         # From here on there is something to detach from: signals leave a wish, also after this.
         self._interrupts.defer()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 # Metadata attributes of the instance.
 SPEC_ATTRIBUTE = "mlflow-gce-spec"  # value: gs:// URI of the run's spec.json
+NAME_ATTRIBUTE = "mlflow-gce-name"  # value: the MLflow run's name, for whoever lists instances
 CANCEL_ATTRIBUTE = "mlflow-gce-cancel"  # appears when the run is to be cancelled
 
 # Labels of the instance; a label's value is at most 63 of [a-z0-9_-].
