@@ -196,11 +196,11 @@ class Forwarder:
         if refused:
             refused.sort(key=lambda refusal: refusal.seq)
             tags.append({"key": REFUSED_TAG, "value": _account(account, refused)})
-        # In one write, so that both are counted once even if this process dies here.
-        self._post("runs/log-batch", {"run_id": self._spec.run_id, "tags": tags})
         for refusal in refused[: max(0, _REASONS_TAGGED - self._refusals_said)]:
             self._refusals_said += 1
             self._say(f"the tracking server refuses {refusal.what}: {refusal.reason}")
+        # In one write, so that both are counted once even if this process dies here.
+        self._post("runs/log-batch", {"run_id": self._spec.run_id, "tags": tags})
 
     def _pieces(self, position: int) -> list[bytes]:
         pieces: list[bytes] = []

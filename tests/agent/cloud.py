@@ -127,8 +127,10 @@ class ControlPlane:
         self.attributes: dict[str, str] = {}
         self.changed = threading.Condition()
         self.may_delete = True
+        self.preempted = False
         self.token = "token-of-the-instance"
         self.calls: list[tuple[str, str]] = []
+        self.secrets: dict[str, str | None] = {}  # name: value, None where it may not be read
         plane = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -179,6 +181,7 @@ class ControlPlane:
         return {
             "GCE_METADATA_HOST": self.address,
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": f"http://{self.address}/compute/v1/",
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER": f"http://{self.address}/",
         }
 
     @property
@@ -188,6 +191,11 @@ class ControlPlane:
     def set_attribute(self, name: str, value: str) -> None:
         with self.changed:
             self.attributes[name] = value
+            self.changed.notify_all()
+
+    def preempt(self) -> None:
+        with self.changed:
+            self.preempted = True
             self.changed.notify_all()
 
     def answer(
@@ -200,17 +208,28 @@ class ControlPlane:
             return self._metadata(parts.path.removeprefix("/computeMetadata/v1/"), query)
         assert headers.get("Authorization") == f"Bearer {self.token}"
         self.calls.append((method, parts.path))
+        if parts.path.startswith("/v1/"):
+            return self._secret(parts.path.removeprefix("/v1/").removesuffix(":access"))
         if parts.path.endswith("/testIamPermissions"):
             return 200, json.dumps(json.loads(body) if self.may_delete else {})
         if method == "DELETE" and not self.may_delete:
             return 403, json.dumps({"error": {"message": "forbidden"}})
         return 200, json.dumps({"name": "operation-1"})
 
+    def _secret(self, name: str) -> tuple[int, str]:
+        if name not in self.secrets:
+            return 404, json.dumps({"error": {"message": "not found"}})
+        if (value := self.secrets[name]) is None:
+            return 403, json.dumps({"error": {"message": "Permission denied."}})
+        data = base64.b64encode(value.encode()).decode()
+        return 200, json.dumps({"payload": {"data": data}})
+
     def _metadata(self, path: str, query: dict[str, str]) -> tuple[int, str] | tuple[int, str, str]:
         fixed = {
             "instance/zone": "projects/123/zones/europe-west1-b",
             "instance/name": "mlrun-test",
             "project/project-id": "test",
+            "instance/service-accounts/default/email": "agent@test.example",
             "instance/service-accounts/default/token": json.dumps(
                 {"access_token": self.token, "expires_in": 3600, "token_type": "Bearer"}
             ),
@@ -218,18 +237,20 @@ class ControlPlane:
         if path in fixed:
             return 200, fixed[path]
         if path == "instance/attributes/":
-            return self._attributes(query)
+            return self._changing(query, lambda: json.dumps(self.attributes))
+        if path == "instance/preempted":
+            return self._changing(query, lambda: str(self.preempted).upper())
         name = path.removeprefix("instance/attributes/")
         return (200, self.attributes[name]) if name in self.attributes else (404, "")
 
-    def _attributes(self, query: dict[str, str]) -> tuple[int, str, str]:
+    def _changing(self, query: dict[str, str], value: Callable[[], str]) -> tuple[int, str, str]:
         def etag() -> str:
-            return hashlib.md5(json.dumps(self.attributes).encode()).hexdigest()[:16]
+            return hashlib.md5(value().encode()).hexdigest()[:16]
 
         with self.changed:
-            if query.get("last_etag", etag()) == etag():
+            if "wait_for_change" in query and query.get("last_etag", etag()) == etag():
                 self.changed.wait(float(query.get("timeout_sec", 60)))
-            return 200, json.dumps(self.attributes), etag()
+            return 200, value(), etag()
 
 
 def md5_of(item: dict[str, Any]) -> str:

@@ -14,11 +14,13 @@ class Front:
     """``refuse(method, path)`` gives the status to answer with, or None to pass the request on.
 
     ``lose_reply(method, path)`` passes the request on and breaks the connection off.
+    ``authorization``: what requests must carry, if anything; it is not passed on.
     """
 
     def __init__(self, upstream: str) -> None:
         self.refuse: Callable[[str, str], int | None] = lambda method, path: None
         self.lose_reply: Callable[[str, str], bool] = lambda method, path: False
+        self.authorization: str | None = None
         self.requests: list[tuple[str, str]] = []
         self.received_to: dict[str, str] = {}  # last byte of each resumable upload
         self.host = urllib.parse.urlsplit(upstream).netloc
@@ -59,6 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
         if status := front.refuse(self.command, self.path):
             self._answer(status, b'{"error": {"message": "refused by the test"}}', {})
             return
+        if front.authorization not in (None, self.headers.get("Authorization")):
+            self._answer(401, b"not you", {})
+            return
         span = self.headers.get("Content-Range", "")
         if span.startswith("bytes */"):
             self._answer(308, b"", front.received(self.path))
@@ -84,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = do_PUT = do_DELETE = _pass
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -1,0 +1,111 @@
+"""A real ``mlflow server`` for the agent to forward to, with a door before it; see ``front.py``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+from mlflow.utils.proto_json_utils import message_to_json
+
+from gce_backend.agent.paths import RunPaths
+
+from .cloud import free_port, wait_for
+from .instance import TestInstance
+
+
+class TrackingServer:
+    """On a sqlite file of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.database = directory / "server.db"
+        self.uri = f"sqlite:///{self.database}"
+        MlflowClient(self.uri).search_experiments()  # makes the tables
+        self.url = f"http://127.0.0.1:{free_port()}"
+        port = self.url.rpartition(":")[2]
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+                *("--backend-store-uri", self.uri, "--port", port, "--allowed-hosts", "*"),
+            ],
+            cwd=directory,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_for(self._answers, "mlflow server answers", seconds=120)
+
+    def stop(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+
+@dataclass
+class ForwardedRun:
+    """A run on the server, as the client makes it, and the instance that is to train it."""
+
+    server: TrackingServer
+    instance: TestInstance
+    run_id: str
+    experiment_id: str
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.server.uri)
+
+    @property
+    def run(self) -> Any:
+        return self.client.get_run(self.run_id)
+
+    @property
+    def applied(self) -> int:
+        """How many segments are on the server."""
+        return int(self.run.data.tags.get("gce.journal.applied", "0"))
+
+    def copy_store(self, target: Path) -> str:
+        """The store as it is now, for something else to write to; gives its URI."""
+        shutil.copy(self.server.database, target)
+        return f"sqlite:///{target}"
+
+    def submit(
+        self, command: str, files: dict[str, str], uri: str, secret: dict[str, str] | None
+    ) -> None:
+        import json
+
+        client = self.client
+        experiment = client.get_experiment(self.experiment_id)
+        tracking = {
+            "experiment_id": self.experiment_id,
+            "experiment": json.loads(message_to_json(experiment.to_proto())),
+            "run": json.loads(message_to_json(self.run.to_proto())),
+            "forward": {"uri": uri, "secret": secret},
+        }
+        self.instance.submit(command, files, run_id=self.run_id, tracking=tracking)
+
+
+def make_run(server: TrackingServer, instance: TestInstance) -> ForwardedRun:
+    """An experiment in the instance's bucket, with one run that waits for its instance."""
+    client = MlflowClient(server.uri)
+    name = f"e-{uuid.uuid4().hex[:8]}"
+    location = f"gs://{instance.bucket.name}/mlflow-gce/experiments/{name}"
+    experiment_id = client.create_experiment(name, artifact_location=location)
+    run = client.create_run(experiment_id, tags={"mlflow.user": "u"}, run_name="first")
+    client.update_run(run.info.run_id, status="SCHEDULED")
+    instance.paths = RunPaths("mlflow-gce", run.info.run_id)
+    return ForwardedRun(server, instance, run.info.run_id, experiment_id)
