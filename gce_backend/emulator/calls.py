@@ -23,7 +23,7 @@ class Call:
     """
 
     at: float
-    service: Literal["compute", "storage", "secretmanager"]
+    service: Literal["compute", "storage", "secretmanager", "oslogin"]
     method: str
     path: str
     query: dict[str, str]

@@ -20,7 +20,8 @@ from .doors import Handlers, addresses
 from .faults import Fault, FaultKind, Faults, operation_error
 from .limits import Limits
 from .names import fingerprint
-from .operations import Operation
+from .operations import ACCOUNT, Operation
+from .os_login import OsLogin
 from .tokens import Tokens
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Cloud:
         self.clock = Clock()
         self.tokens = Tokens()
         self.faults = Faults()
+        self.os_login = OsLogin(self.clock)
         self.project_metadata = ProjectMetadata()
         self.lives: dict[tuple[str, str], Life] = {}  # (zone, name)
         self.by_address: dict[str, Life] = {}
@@ -123,7 +125,7 @@ class Cloud:
         target: str,
         target_id: str,
         *,
-        user: str = "user@example.com",
+        user: str = ACCOUNT,
         request_id: str | None = None,
     ) -> Operation:
         operation = Operation(

@@ -23,6 +23,7 @@ from .faults import Fault
 from .gcs_server import GcsServer
 from .life import Life
 from .limits import Limits
+from .operations import ACCOUNT
 from .services import Services
 from .storage_front import StorageFront
 
@@ -177,6 +178,7 @@ class Emulator:
             "GOOGLE_CLOUD_PROJECT": self.project,
             "STORAGE_EMULATOR_HOST": self.storage_url,
             "CLOUDSDK_CORE_PROJECT": self.project,
+            "CLOUDSDK_CORE_ACCOUNT": ACCOUNT,
             "CLOUDSDK_CONFIG": str(self.root / "gcloud"),
             "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
             "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "1",
@@ -187,6 +189,7 @@ class Emulator:
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER": (
                 self.compute_url.removesuffix("compute/v1/")
             ),
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_OSLOGIN": self.compute_url.removesuffix("compute/v1/"),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{self.storage_url}/storage/v1/",
             # Port 22 of natIP where that is permitted; gcloud insists on it.
             "GCE_EMULATOR_SSH_PORT": "22" if os.geteuid() == 0 else "2222",

@@ -91,10 +91,20 @@ def by_name(project: str, name: str) -> Image | None:
 
 
 def resolve(reference: str, *, legacy: bool = False) -> Image | None:
-    """The image a ``sourceImage`` names: ``projects/P/global/images/[family/]NAME`` or its URL."""
+    """The image a ``sourceImage`` names: ``projects/P/global/images/[family/]NAME`` or its URL.
+
+    gcloud names the families of Google's own image projects by ``zones/-/imageFamilyViews/NAME``.
+    """
     parts = tail(reference).split("/")
     match parts:
-        case ["projects", project, "global", "images", "family", family]:
+        case ["projects", project, "global", "images", "family", family] | [
+            "projects",
+            project,
+            "zones",
+            _,
+            "imageFamilyViews",
+            family,
+        ]:
             return from_family(project, family, legacy=legacy)
         case ["projects", project, "global", "images", name]:
             return by_name(project, name)

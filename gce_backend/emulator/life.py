@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from importlib import import_module
-from typing import TYPE_CHECKING
 
 from . import catalog
 from .cloud import Cloud, InstanceVanished
 from .doors import Doors
 from .faults import FaultKind
 from .guest import standins
-from .guest.keys import authorized_keys
 from .guest.machine import Machine
 from .guest.metadata import Metadata
 from .guest.scripts import ScriptRunner
 from .instances import Instance, Status
+from .logins import Logins
 from .operations import Operation
 from .view import View
-
-if TYPE_CHECKING:
-    from .guest.ssh import SshServer
 
 _SPOT_SHUTDOWN_SECONDS = 30.0  # Google, "Preemption process"
 
@@ -41,8 +36,6 @@ class Life:
         self._lock = asyncio.Lock()
         self._boot: asyncio.Task[None] | None = None  # provisioning, then the guest's boot
         self._expiry: asyncio.Task[None] | None = None
-        self._ssh: SshServer | None = None
-        self._ssh_opening: asyncio.Task[None] | None = None
         self._view = View(cloud, instance, doors)
         self.metadata = Metadata(self._view.tree, self._view.put_guest_attribute)
         self.machine = Machine(
@@ -55,6 +48,7 @@ class Life:
         self._scripts = ScriptRunner(
             self.machine, self._view.metadata, self._view.storage_url, self._view.access_token
         )
+        self._logins = Logins(cloud, instance, self.machine, self._view)
         cloud.lives[instance.zone, instance.name] = self
         cloud.by_address[doors.address] = self
 
@@ -105,42 +99,13 @@ class Life:
     async def _boot_guest(self) -> None:
         await self.cloud.clock.sleep(self.cloud.settings.boot_seconds / 2)
         self.machine.log(f"{self.instance.name} login: (emulated {self.instance.image.name})")
-        await self._open_ssh()
+        await self._logins.open()
         if not self.cloud.faults.take_guest(FaultKind.NO_STARTUP_SCRIPT, *self.instance.names):
             await self._scripts.run("startup")
 
-    async def _open_ssh(self) -> None:
-        """Host keys first, as the guest agent does it; then, after its time, the port."""
-        if self.cloud.faults.take_guest(FaultKind.NO_SSH, *self.instance.names):
-            return
-        # Imported here, in a thread: it takes longer than all the rest of a boot.
-        ssh = await asyncio.to_thread(import_module, ".guest.ssh", __package__)
-        if self._ssh is None:
-            names = self.instance.names
-            self._ssh = ssh.SshServer(
-                self.machine, self._keys_of, lambda: self.cloud.faults.network_is_cut(*names)
-            )
-        if self.guest_attributes_enabled:
-            kind, key = self._ssh.host_key
-            self.instance.guest_attributes["hostkeys", kind] = key
-        self._ssh_opening = self.cloud.spawn(self._listen_for_ssh(self._ssh))
-
     def disconnect(self) -> None:
         """Break what is open: the network is cut."""
-        if self._ssh is not None:
-            self._ssh.disconnect()
-
-    async def _listen_for_ssh(self, ssh: SshServer) -> None:
-        await self.cloud.clock.sleep(self.cloud.settings.ssh_seconds)
-        await ssh.listen(self._doors.address)
-
-    def _keys_of(self, user: str) -> list[str]:
-        return authorized_keys(
-            user,
-            self.instance.metadata,
-            self.cloud.project_metadata.items,
-            self.cloud.clock.now(),
-        )
+        self._logins.disconnect()
 
     def _limit_run_time(self) -> None:
         moment = self.instance.termination_at
@@ -293,11 +258,9 @@ class Life:
 
     def _cancel_boot(self) -> None:
         """The guest does not come up any further; SSH is gone with it."""
-        for task in (self._boot, self._ssh_opening):
-            if task is not None:
-                task.cancel()
-        if self._ssh is not None:
-            self._ssh.close()
+        if self._boot is not None:
+            self._boot.cancel()
+        self._logins.close()
 
     def _system_operation(self, kind: str) -> Operation:
         instance = self.instance

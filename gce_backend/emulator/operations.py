@@ -15,6 +15,8 @@ from typing import Any
 from .clock import Clock, rfc3339
 from .names import new_id, url
 
+ACCOUNT = "user@example.com"  # of the person whose calls carry no token
+
 
 @enum.unique
 class OperationStatus(enum.StrEnum):
@@ -53,7 +55,7 @@ class Operation:
         target: str,
         target_id: str,
         *,
-        user: str = "user@example.com",
+        user: str = ACCOUNT,
         request_id: str | None = None,
     ) -> None:
         self._clock = clock

@@ -10,12 +10,13 @@ from typing import Any
 
 from aiohttp import web
 
-from . import batch
+from . import batch, os_login_calls
 from .api import Api, Request
 from .cloud import Cloud
 from .control import Control
 from .errors import ApiError, ReplyLost
 from .life import Life
+from .os_login_calls import OsLoginCalls
 from .secret_manager import SecretManager
 from .storage_front import StorageFront
 
@@ -30,6 +31,7 @@ class Services:
         self._api = Api(cloud)
         self._front = front
         self.secrets = SecretManager(cloud)
+        self._os_login = OsLoginCalls(cloud)
         self._control = Control(cloud, self.secrets)
 
     async def compute(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -40,6 +42,8 @@ class Services:
             return await self._batch(request, caller)
         if self._is_cut_off(caller):
             return self._break(request)
+        if request.path.startswith(os_login_calls.PREFIX):
+            return await self._os_login.serve(request, caller)
         try:
             if (secret := self.secrets.serve(request, caller)) is not None:
                 return secret

@@ -11,7 +11,7 @@ _AUTH = "https://www.googleapis.com/auth/"
 CLOUD_PLATFORM = _AUTH + "cloud-platform"
 LIFETIME_SECONDS = 3599  # what the real metadata server answers for a fresh token
 
-# service -> scopes that allow (reading, writing); from the discovery documents of both services.
+# service -> scopes that allow (reading, writing); from the discovery documents of the services.
 _ALLOWING: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "compute": (
         frozenset({CLOUD_PLATFORM, _AUTH + "compute", _AUTH + "compute.readonly"}),
@@ -34,6 +34,10 @@ _ALLOWING: dict[str, tuple[frozenset[str], frozenset[str]]] = {
                 _AUTH + "devstorage.full_control",
             }
         ),
+    ),
+    "oslogin": (
+        frozenset({CLOUD_PLATFORM, _AUTH + "compute", _AUTH + "compute.readonly"}),
+        frozenset({CLOUD_PLATFORM, _AUTH + "compute"}),
     ),
     "secretmanager": (frozenset({CLOUD_PLATFORM}), frozenset({CLOUD_PLATFORM})),
 }

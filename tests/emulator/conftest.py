@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 import requests
@@ -11,6 +11,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import compute_v1
 
 from gce_backend.emulator import Emulator
+from gce_backend.emulator.calls import Call
 
 from .schema import methods, problems
 
@@ -39,7 +40,12 @@ def _clean_slate(request: pytest.FixtureRequest) -> Iterator[None]:
             running.erase(instance["name"])
 
 
-def check_answers(running: Emulator) -> None:
+class Recording(Protocol):
+    @property
+    def calls(self) -> list[Call]: ...
+
+
+def check_answers(running: Recording) -> None:
     for call in running.calls:
         if call.service == "compute" and call.status == 200 and "fields" not in call.query:
             schema = methods()[call.name].get("response", {}).get("$ref")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import requests
 
-from gce_backend.emulator import Emulator
+from gce_backend.emulator.calls import Call
 
 from .conftest import ZONE, check_answers
+from .test_command import COMMAND
 
 pytestmark = [
     pytest.mark.flow,
@@ -27,14 +31,44 @@ CREATE = (
     "--image-project=deeplearning-platform-release --machine-type=n1-standard-2 "
     "--scopes=storage-rw --boot-disk-size=50GB"
 )
+LIST = "compute instances list --format=value(name,status)"
+COLUMNS = ["NAME", "ZONE", "MACHINE_TYPE", "PREEMPTIBLE", "INTERNAL_IP", "EXTERNAL_IP", "STATUS"]
+
+
+@dataclass(frozen=True)
+class Started:
+    """What `mlflow-gce emulator start` has started, known by its `env` alone."""
+
+    environment: dict[str, str]
+
+    @property
+    def calls(self) -> list[Call]:
+        """From the control endpoint, which is on the compute port."""
+        url = self.environment["CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"]
+        control = url.replace("/compute/v1/", "/_emulator/calls")
+        return [Call(**call) for call in requests.get(control, timeout=30).json()]
 
 
 @pytest.fixture(scope="module")
-def emulator() -> Iterator[Emulator]:
-    with Emulator(boot_seconds=0.2, shutdown_seconds=1, legacy_images=True) as running:
-        running.create_bucket(BUCKET)
-        yield running
-        check_answers(running)
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    root = ["--root", str(tmp_path_factory.mktemp("emulator"))]
+    options = ["--bucket", BUCKET, "--boot-seconds", "0.2", "--legacy-images"]
+    subprocess.run([*COMMAND, "start", *root, *options], check=True, timeout=60)
+    try:
+        text = subprocess.run(
+            [*COMMAND, "env", *root], check=True, capture_output=True, text=True, timeout=60
+        ).stdout
+        words = [shlex.split(line)[1] for line in text.splitlines()]
+        started = Started(dict(word.split("=", 1) for word in words))
+        yield started
+        check_answers(started)
+    finally:
+        subprocess.run([*COMMAND, "stop", *root], check=True, timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate() -> None:
+    """Every test deletes what it made; gcloud would not see another's erased."""
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +77,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def environment(emulator: Emulator, home: Path) -> dict[str, str]:
+def environment(emulator: Started, home: Path) -> dict[str, str]:
     kept = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
-    return {**kept, **emulator.env, "HOME": str(home), "USER": getpass.getuser()}
+    return {**kept, **emulator.environment, "HOME": str(home), "USER": getpass.getuser()}
 
 
 class Gcloud:
@@ -73,10 +107,10 @@ def gcloud(environment: dict[str, str], home: Path) -> Gcloud:
     return Gcloud(environment, home)
 
 
-def test_an_instance_from_create_to_delete(gcloud: Gcloud, emulator: Emulator, home: Path) -> None:
+def test_an_instance_from_create_to_delete(gcloud: Gcloud, home: Path) -> None:
     created = gcloud(CREATE)
-    listed = gcloud("compute instances list --format=value(name,status)")
-    described = gcloud(f"compute instances describe vm --zone={ZONE} --format=value(machineType)")
+    listed = gcloud("compute instances list")
+    described = gcloud(f"compute instances describe vm --zone={ZONE}")
     said = gcloud(f"compute ssh vm --zone={ZONE} --command", "echo on $(hostname)")
     (home / "file").write_text("content")
     gcloud(f"compute scp file vm:~ --zone={ZONE}")
@@ -88,24 +122,44 @@ def test_an_instance_from_create_to_delete(gcloud: Gcloud, emulator: Emulator, h
     gcloud(f"compute instances delete vm --zone={ZONE} --quiet")
     operations = gcloud(f"compute operations list --zones={ZONE} --format=value(operationType)")
 
-    assert "RUNNING" in created and "n1-standard-2" in created
-    assert listed.split() == ["vm", "RUNNING"]
-    assert described.strip().endswith("/machineTypes/n1-standard-2")
+    for table in (created, listed):
+        names, values = (line.split() for line in table.splitlines())
+        assert names == COLUMNS
+        # PREEMPTIBLE is empty.
+        assert values[:3] == ["vm", ZONE, "n1-standard-2"] and values[-1] == "RUNNING"
+    assert "kind: compute#instance\n" in described
+    assert "- https://www.googleapis.com/auth/devstorage.read_write" in described
     assert said.splitlines()[-1] == "on vm"  # before it, ssh-keygen at the first time
     assert (home / "back").read_text() == "content"
     assert "login" in serial
     assert operations.split() == ["delete", "start", "stop", "setMetadata", "insert"]
-    assert emulator.instances() == []
+    assert gcloud(LIST) == ""
 
 
-def test_two_instances_in_one_command(gcloud: Gcloud, emulator: Emulator) -> None:
+def test_two_instances_in_one_command(gcloud: Gcloud) -> None:
     gcloud(CREATE.replace(" vm ", " vm-a vm-b "))
     gcloud(f"compute instances stop vm-a vm-b --zone={ZONE}")
-    listed = gcloud("compute instances list --format=value(name,status)")
+    listed = gcloud(LIST)
     gcloud(f"compute instances delete vm-a vm-b --zone={ZONE} --quiet")
 
     assert listed.split() == ["vm-a", "TERMINATED", "vm-b", "TERMINATED"]
-    assert emulator.instances() == []
+    assert gcloud(LIST) == ""
+
+
+def test_os_login(gcloud: Gcloud, emulator: Started) -> None:
+    """An image family of Google's own projects, which gcloud names in a way of its own, too."""
+    gcloud(
+        f"compute instances create vm --zone={ZONE} --image-family=debian-12 "
+        "--image-project=debian-cloud --metadata=enable-oslogin=TRUE"
+    )
+    said = gcloud(f"compute ssh vm --zone={ZONE} --command", "echo $USER")
+    keys = gcloud("compute os-login ssh-keys list --format=value(FINGERPRINT)")
+    gcloud(f"compute instances delete vm --zone={ZONE} --quiet")
+    names = [call.name for call in emulator.calls if call.service == "oslogin"]
+
+    assert said.splitlines()[-1] == "user_example_com"
+    assert len(keys.split()) == 1
+    assert names[:2] == ["oslogin.users.getLoginProfile", "oslogin.users.importSshPublicKey"]
 
 
 def test_what_the_catalogue_lists(gcloud: Gcloud) -> None:
@@ -157,7 +211,7 @@ print("Results uploaded to", options.output_gcs)
 
 
 def test_the_labs_script_runs_unchanged(
-    emulator: Emulator, environment: dict[str, str], tmp_path: Path
+    emulator: Started, gcloud: Gcloud, environment: dict[str, str], tmp_path: Path
 ) -> None:
     script = Path(__file__).with_name("train_remote.sh")
     (tmp_path / "train.py").write_text(ADAPTER)
@@ -178,6 +232,6 @@ def test_the_labs_script_runs_unchanged(
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "==> Done! Results at gs://" in done.stdout
-    assert emulator.instances() == []
+    assert gcloud(LIST) == ""
     deletes = [call for call in emulator.calls if call.name == "instances.delete"]
     assert deletes[-1].status == 200

@@ -9,6 +9,10 @@ from datetime import UTC, datetime
 _FORMATS = ("%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z")
 
 
+def os_login_is_on(instance: Mapping[str, str], project: Mapping[str, str]) -> bool:
+    return {**project, **instance}.get("enable-oslogin", "").upper() == "TRUE"
+
+
 def authorized_keys(
     user: str, instance: Mapping[str, str], project: Mapping[str, str], now: float
 ) -> list[str]:
@@ -17,8 +21,7 @@ def authorized_keys(
     With OS Login on, none: the agent ignores metadata keys then. ``block-project-ssh-keys`` leaves
     the project's out.
     """
-    merged = {**project, **instance}
-    if merged.get("enable-oslogin", "").upper() == "TRUE":
+    if os_login_is_on(instance, project):
         return []
     texts = [instance.get("ssh-keys", "")]
     if instance.get("block-project-ssh-keys", "").upper() != "TRUE":

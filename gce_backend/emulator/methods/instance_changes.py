@@ -88,16 +88,13 @@ def _make_disk(cloud: Cloud, zone: str, attached: Resource, parameters: Resource
     }
 
 
-def _operation(
-    cloud: Cloud, life: Life, kind: str, arguments: Arguments, *, user: str = "user@example.com"
-) -> Operation:
+def _operation(cloud: Cloud, life: Life, kind: str, arguments: Arguments) -> Operation:
     instance = life.instance
     return cloud.new_operation(
         f"zones/{instance.zone}",
         kind,
         instance.path,
         instance.id,
-        user=user,
         request_id=arguments.query.get("requestId"),
     )
 
