@@ -9,11 +9,13 @@ real cloud or to whatever ``STORAGE_EMULATOR_HOST`` names. Every failure leaves 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 SINGLE_REQUEST_BYTES = 8 * 1024 * 1024
 # The client retries 408, 429, 5xx and lost connections by itself, 1 s doubling, for this long.
 RETRY_SECONDS = 60.0
+_READS_AT_ONCE = 8
 # Names in the bucket are grouped by the run (32 hex) or logged model (m-32 hex) they lie under.
 _OWNER = re.compile(r"(?:m-)?[0-9a-f]{32}")
 
@@ -180,6 +183,38 @@ class Storage:
             self._upload(blob, data, content_type)
             return _info(blob)
 
+    def put_if(self, name: str, data: bytes, generation: str) -> str | None:
+        """Create or replace the object if its generation is the given one ("0": there is none).
+
+        Returns:
+            The new generation, or None when the object is another one by now.
+        """
+        from google.api_core.exceptions import PreconditionFailed
+
+        with translated(f"cannot write {self.uri(name)}", self):
+            blob = self._bucket.blob(name)
+            try:
+                self._upload(blob, data, None, if_generation_match=int(generation))
+            except PreconditionFailed:
+                existing = self._bucket.get_blob(name, retry=self._retry)
+                # Ours, when the library repeated a request whose reply was lost.
+                if existing is None or _content(data) != (existing.size, existing.crc32c):
+                    return None
+                return str(existing.generation)
+            return str(blob.generation)
+
+    def delete_if(self, name: str, generation: str) -> None:
+        """Delete the object if its generation is the given one; leave another one alone."""
+        from google.api_core.exceptions import NotFound, PreconditionFailed
+
+        with translated(f"cannot delete {self.uri(name)}", self):
+            try:
+                self._bucket.blob(name).delete(
+                    if_generation_match=int(generation), retry=self._retry
+                )
+            except (NotFound, PreconditionFailed):
+                return
+
     def put_json(self, name: str, value: Any) -> ObjectInfo:
         """Write ``value`` as JSON, replacing what is there."""
         data = json.dumps(value, indent=1).encode()
@@ -281,6 +316,8 @@ class Storage:
     ) -> Segments:
         """The journal's segments after ``after_number``, as (number, records); see `read_log`.
 
+        With a limit they are asked for at once: a day of training leaves tens of thousands.
+
         A line that is not a JSON object becomes ``{"unreadable": its first 200 characters}``.
         """
         pieces = self._numbered(paths.journal, after_number, limit)
@@ -291,6 +328,14 @@ class Storage:
     def _numbered(self, name_of: Callable[[int], str], after: int, limit: int | None) -> Pieces:
         # Asked for by name: a GET costs a tenth of a listing, and this is done every second.
         pieces: Pieces = []
+        if limit is not None and limit > 1:
+            numbers = range(after + 1, after + limit + 1)
+            with ThreadPoolExecutor(min(limit, _READS_AT_ONCE)) as pool:
+                found = list(pool.map(lambda number: self.read(name_of(number)), numbers))
+            there = itertools.takewhile(
+                lambda piece: piece[1] is not None, zip(numbers, found, strict=True)
+            )
+            return [(number, data) for number, data in there if data is not None]
         while limit is None or len(pieces) < limit:
             number = after + len(pieces) + 1
             data = self.read(name_of(number))

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gce_backend.errors import TrackingError
+from gce_backend.lease import Lease, LeaseLost
 from gce_backend.provisional import ProvisionalIds
 from gce_backend.relocation import Move, relocate
 from gce_backend.replay import FINAL_STATUS_TAG, Refusal, Replay
@@ -23,7 +27,12 @@ if TYPE_CHECKING:
 
 REFUSED_TAG = "gce.journal.refused"
 
-_SEGMENTS_AT_ONCE = 8  # read, applied and then forgotten, so that memory stays bounded
+# Read, applied and then forgotten, so that memory stays bounded: a segment is 1 MiB at most. Many
+# small ones, as hours of slow training leave them, go together; one alone is asked for first, since
+# a client that follows mostly finds none.
+_FEWEST_SEGMENTS, _MOST_SEGMENTS = 1, 16
+_ENOUGH_RECORDS = 10_000
+_LEASE_PAUSE_SECONDS = 0.5
 _REFUSALS_KEPT = 1000
 _REASONS_TAGGED = 3
 
@@ -38,7 +47,8 @@ class JournalApplier:
 
     Every method raises TrackingError (transient where it is worth another try) when the store
     does not answer, and StorageError when the bucket does not. Nothing is lost and nothing is
-    doubled by calling again.
+    doubled by calling again, or by another client that applies the same journal: a lease in the
+    bucket lets one at a time do it.
     """
 
     def __init__(
@@ -50,23 +60,33 @@ class JournalApplier:
         self._store = RunStore(tracking_uri, run_id)
         self._ids = ProvisionalIds(self._store)
         self._known_position = -1  # the position at which self._ids was up to date
+        self._lease = Lease(storage, paths.sync_lock)
+        self._depth = 0  # of blocks that hold the lease
+        self._redo_after: int | None = None  # applied further while the lease was lost
         # What the store did not accept, since this object was made; the run's tag counts on.
         self.refused: list[Refusal] = []
         self._pending: list[Refusal] = []  # found, and not yet on the tag
 
-    def apply_new(self) -> int:
+    def apply_new(self, *, patience: float = 120.0) -> int:
         """Apply what has come to the bucket since the last call, or anybody's last call.
+
+        Args:
+            patience: seconds to wait while another client applies it; with 0 it is left to that
+                client, and nothing is raised.
 
         Returns:
             The number of records that are now in the store or set aside as refused.
         """
         with self._lock, brief_retries():
-            records = 0
-            while (number := self._apply_some()) is not None:
-                records += number
-            return records
+            if not self._has_new():
+                return 0
+            with self._alone(patience) as is_ours:
+                records = 0
+                while is_ours and (number := self._apply_some()) is not None:
+                    records += number
+                return records
 
-    def finish(self) -> int:
+    def finish(self, *, patience: float = 120.0) -> int:
         """Apply the rest and put everything provisional in its place: once the run has ended.
 
         Files under provisional ids move inside the bucket to where the store has them, the
@@ -76,7 +96,7 @@ class JournalApplier:
         Returns:
             As `apply_new`.
         """
-        with self._lock, brief_retries():
+        with self._lock, brief_retries(), self._alone(max(patience, 1.0)):
             records = self.apply_new()
             run = self._store.run()
             self._ids.load()
@@ -103,28 +123,89 @@ class JournalApplier:
                 )
             )
 
+    # ------------------------------------------------------------------ one at a time
+
+    @contextmanager
+    def _alone(self, patience: float) -> Iterator[bool]:
+        """Hold the lease, or wait for it; False if another has it and there is no patience."""
+        if self._depth == 0 and not self._taken(patience):
+            yield False
+            return
+        self._depth += 1
+        try:
+            yield True
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._lease.give_back()
+
+    def _taken(self, patience: float) -> bool:
+        end = time.monotonic() + patience
+        while not self._lease.take():
+            if patience <= 0:
+                return False
+            if time.monotonic() > end:
+                busy = TrackingError(
+                    f"another client has been applying the journal of run {self._store.run_id} for "
+                    f"{patience:.0f} s, and only one at a time may. What the training logged is "
+                    f"safe in the bucket. Look again with: mlflow-gce sync {self._store.run_id}"
+                )
+                busy.transient = True
+                raise busy
+            time.sleep(_LEASE_PAUSE_SECONDS)
+        return True
+
     # ------------------------------------------------------------------ segments
+
+    def _has_new(self) -> bool:
+        return self._storage.exists(self._paths.journal(self._position() + 1))
+
+    def _position(self) -> int:
+        """How far the store is; where the lease was lost, no further than before that."""
+        position = self._store.position()
+        return position if self._redo_after is None else min(position, self._redo_after)
 
     def _apply_some(self) -> int | None:
         """Apply the next few segments; None when there are none."""
-        position = self._store.position()
+        position = self._position()
         if position != self._known_position:  # the first call, a failed one, or another client
             self._ids.load()
-        segments = self._storage.read_journal(self._paths, position, limit=_SEGMENTS_AT_ONCE)
-        if not segments:
+        records, last = self._read_some(position)
+        if last == position:
             self._known_position = position
             return None
         self._known_position = -1
         self._pending = []
-        replay = Replay(self._store, self._ids, self._pending.append)
-        for _, records in segments:
-            for record in records:
-                replay.take(record)
-        replay.flush()
-        last = segments[-1][0]
-        self._advance(last)
+        try:
+            self._apply(records)
+            self._lease.check()
+            self._advance(last)
+            self._lease.check()
+        except LeaseLost:
+            self._redo_after = position
+            raise
+        self._redo_after = None
         self._known_position = last
-        return sum(len(records) for _, records in segments)
+        return len(records)
+
+    def _read_some(self, position: int) -> tuple[list[dict[str, Any]], int]:
+        """The next records, and the number of the last segment they come from."""
+        records: list[dict[str, Any]] = []
+        last, limit = position, _FEWEST_SEGMENTS
+        while len(records) < _ENOUGH_RECORDS and limit <= _MOST_SEGMENTS:
+            segments = self._storage.read_journal(self._paths, last, limit=limit)
+            for last, found in segments:  # noqa: B007
+                records += found
+            if len(segments) < limit:
+                break
+            limit *= 2
+        return records, last
+
+    def _apply(self, records: list[dict[str, Any]]) -> None:
+        replay = Replay(self._store, self._ids, self._pending.append)
+        for record in records:
+            replay.take(record)
+        replay.flush()
 
     def _advance(self, number: int) -> None:
         """Move the position and the account of refusals in one write, so that both are counted

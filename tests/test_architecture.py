@@ -19,7 +19,17 @@ LAYERS = [
     {"follow", "submit"},
     {"livesync", "shipment", "request"},
     {"submission", "sync"},
-    {"tracking", "compute", "instance", "replay", "relocation", "fleet", "proof", "forwarding"},
+    {
+        "tracking",
+        "compute",
+        "instance",
+        "replay",
+        "relocation",
+        "fleet",
+        "proof",
+        "forwarding",
+        "lease",
+    },
     {"storage", "bundle", "project", "environment", "config", "provisional", "rest"},
     {"compose", "compute_errors", "storage_errors", "project_files", "run_store", "batch"},
     {"interrupts", "console", "credentials"},
@@ -86,7 +96,7 @@ def test_the_emulator_imports_nothing_else_of_ours(file):
     assert [m for m in ours(file) if m.partition(".")[0] != "emulator"] == []
 
 
-@pytest.mark.parametrize("name", ["train.py", "mnist.py"])
+@pytest.mark.parametrize("name", ["train.py", "settings.py", "mnist.py", "report.py"])
 def test_the_trainer_knows_nothing_of_this_package(name):
     assert list(ours(CHECKOUT / name)) == []
 

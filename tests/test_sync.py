@@ -252,6 +252,85 @@ def test_two_clients_at_once_do_no_harm(training: Training, trained: SyncedRun) 
     assert export(trained.uri, trained.run_id) == truth(training)
 
 
+# What a client does in a process of its own: apply until the last segment is in, then finish.
+_CLIENT = """
+import sys, time
+from gce_backend.agent.paths import RunPaths
+from gce_backend.storage import Storage
+from gce_backend.sync import JournalApplier
+
+bucket, prefix, uri, run_id, last = sys.argv[1:]
+storage = Storage(bucket, project="demo-project", retry_seconds=5)
+applier = JournalApplier(storage, RunPaths(prefix, run_id), tracking_uri=uri, run_id=run_id)
+print("ready", flush=True)
+end = time.monotonic() + 100
+while applier._store.position() < int(last):
+    applier.apply_new(patience=0)
+    assert time.monotonic() < end
+applier.finish()
+assert applier.refused == [], applier.refused
+"""
+
+
+def test_two_processes_that_apply_one_journal_do_each_part_once_and_in_order(
+    training: Training, trained: SyncedRun
+) -> None:
+    flips: list[Record] = []
+    for number in range(60):
+        flips.append(record(trained, "runs/set-tag", {"key": "flip", "value": str(number)}))
+        flips.append(record(trained, "runs/set-tag", {"key": f"is_{number}", "value": "x"}))
+        flips.append(record(trained, "runs/delete-tag", {"key": f"is_{number}"}))
+    segments = [[one] for one in (*training.records, *flips)]
+    place = [trained.storage.bucket, PREFIX, trained.uri, trained.run_id, str(len(segments))]
+    command = [sys.executable, "-c", _CLIENT, *place]
+    clients = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        for process in clients:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for number, records in enumerate(segments, 1):
+            trained.put_journal(records, first=number)
+        assert [process.wait(timeout=120) for process in clients] == [0, 0]
+    finally:
+        for process in clients:
+            process.kill()
+            process.communicate()
+    applier(trained).set_final_status("FINISHED", training.end_time)
+
+    result = export(trained.uri, trained.run_id)
+    assert result["main"]["tags"].pop("flip") == "59"
+    assert result == truth(training)
+    everything = client(trained).search_runs([trained.experiment_id], run_view_type=3)
+    assert len(everything) == 3, "a child run was made twice"
+    assert not trained.storage.exists(trained.paths.sync_lock)
+
+
+def test_what_was_written_while_the_lease_was_lost_is_written_again(
+    run: SyncedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile another client may have gone further, and an old tag come over its new one."""
+    run.put_journal([record(run, "runs/set-tag", {"key": "k", "value": "old"})], first=1)
+    sleeper, other = applier(run), applier(run)
+    write = sleeper._apply
+
+    def slow(records: list[Record]) -> None:
+        sleeper._lease._over.set()
+        sleeper._lease._renewed = (0.0, 0.0)  # as after a sleep of hours
+        run.storage.delete(run.paths.sync_lock)
+        run.put_journal([record(run, "runs/set-tag", {"key": "k", "value": "new"})], first=2)
+        assert other.apply_new() == 2
+        write(records)
+
+    monkeypatch.setattr(sleeper, "_apply", slow)
+    with pytest.raises(TrackingError, match="applied again"):
+        sleeper.apply_new()
+    assert client(run).get_run(run.run_id).data.tags["k"] == "old"
+    monkeypatch.setattr(sleeper, "_apply", write)
+
+    assert sleeper.apply_new() == 2
+    assert client(run).get_run(run.run_id).data.tags["k"] == "new"
+
+
 def test_of_two_made_for_one_provisional_id_one_remains(
     training: Training, trained: SyncedRun
 ) -> None:

@@ -67,6 +67,16 @@ class RunPaths:
         return f"{self.root}/history.json"
 
     @property
+    def sync_lock(self) -> str:
+        """Held by whoever applies the journal to the tracking store."""
+        return f"{self.root}/sync.lock"
+
+    @property
+    def host_keys(self) -> str:
+        """The client's: the SSH host keys of the instance, as first read."""
+        return f"{self.root}/ssh_host_keys.json"
+
+    @property
     def log_dir(self) -> str:
         return f"{self.root}/log/"
 
