@@ -167,6 +167,8 @@ class Trainer:
 
     def cpu_seconds(self) -> float:
         """What the trainer and everything it started have used, as far as it is still there."""
+        if not self._pid:
+            return 0.0
         ticks = 0
         for directory in Path("/proc").glob("[0-9]*"):
             fields = _after_name(_stat(int(directory.name)))
