@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ class Journal:
         path: the file; made when absent. A last line cut short by a crash is removed: it was
             never acknowledged.
         last_seq: number of the last record of earlier attempts, from their segments.
+        on_full: called when the disk is full; whether it has made room.
     """
 
-    def __init__(self, path: Path, last_seq: int = 0) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, last_seq: int = 0, on_full: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.path, self._on_full = path, on_full
         self._lock = threading.Lock()
         self._dirty = threading.Event()
         self._closed = False
@@ -50,10 +53,12 @@ class Journal:
             record: dict[str, Any] = {"seq": self.last_seq + 1, "at": int(time.time() * 1000)}
             record.update(path=path, method=method, body=body, **extra)
             line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-            start = os.fstat(self._descriptor).st_size
-            if (written := os.write(self._descriptor, line)) != len(line):
-                os.truncate(self._descriptor, start)
-                raise OSError(f"journal: only {written} of {len(line)} bytes could be written")
+            try:
+                self._write(line)
+            except OSError:
+                if not self._on_full():
+                    raise
+                self._write(line)
             self.last_seq += 1
             self.last_at = int(record["at"])
         self._dirty.set()
@@ -75,6 +80,13 @@ class Journal:
         self._flusher.join(5)
         self.flush()
         os.close(self._descriptor)
+
+    def _write(self, line: bytes) -> None:
+        """The whole line, or an OSError and nothing of it."""
+        start = os.fstat(self._descriptor).st_size
+        if (written := os.write(self._descriptor, line)) != len(line):
+            os.truncate(self._descriptor, start)
+            raise OSError(f"journal: only {written} of {len(line)} bytes could be written")
 
     def _flush_when_dirty(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import math
 import shutil
 import socket
 import threading
@@ -182,7 +183,13 @@ class _Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError, socket.timeout):
             self.close_connection = True
         except OSError as error:  # a full disk: nothing was acknowledged
-            self._reply_error(RelayError("INSUFFICIENT_STORAGE", f"the instance's disk: {error}"))
+            self._reply_error(
+                RelayError(
+                    "INSUFFICIENT_STORAGE",
+                    f"the instance's disk: {error}. Nothing of this was kept; machine.disk_gb "
+                    "makes the disk larger.",
+                )
+            )
         except Exception as error:
             self._reply_error(
                 RelayError("INTERNAL_ERROR", f"relay: {type(error).__name__}: {error}")
@@ -241,7 +248,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _artifact(self, path: str, query: dict[str, list[str]]) -> None:
         if self.command == "PUT":
-            self.artifacts.upload(path, self._body.read, self._body.length)
+            try:
+                self.artifacts.upload(path, self._body.read, self._body.length)
+            except RelayError:
+                # A client that is still sending would see a broken connection, and try again.
+                self._body.discard(math.inf)
+                raise
             self._reply_json({})
         elif self.command == "DELETE":
             self.artifacts.delete(path)

@@ -46,9 +46,8 @@ class RequestBody:
             parts.append(part)
         return b"".join(parts)
 
-    def discard(self) -> bool:
-        """Read what is left, if it is little; False when it is not worth it."""
-        budget = CHUNK_BYTES
+    def discard(self, budget: float = CHUNK_BYTES) -> bool:
+        """Read what is left, up to ``budget`` bytes; False when there is more."""
         try:
             while budget > 0:
                 part = self.read(65536)

@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .disk import LOW_WATER_BYTES
 from .errors import RelayError
 from .files import CHUNK_BYTES, sync_directory
 from .storage import StoredObject
 
-# Free disk below which uploaded copies are dropped, and below which nothing more is taken in.
-LOW_WATER_BYTES = 2 * 1024**3
+# Free disk below which nothing more is taken in; uploaded copies are dropped at LOW_WATER_BYTES.
 FULL_BYTES = 256 * 1024**2
+_LOOK_EVERY_BYTES = 16 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -221,12 +222,16 @@ class Spool:
 
 def _receive(path: Path, read: Callable[[int], bytes]) -> tuple[int, str]:
     digest = hashlib.md5(usedforsecurity=False)
-    size = 0
+    size = looked_at = 0
     with path.open("wb") as file:
         while chunk := read(CHUNK_BYTES):
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
+            if size - looked_at >= _LOOK_EVERY_BYTES:
+                looked_at = size
+                if shutil.disk_usage(path.parent).free < FULL_BYTES:
+                    raise OSError(f"{size} bytes of it were taken in")
         file.flush()
         os.fsync(file.fileno())
     return size, digest.hexdigest()

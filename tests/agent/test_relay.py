@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gce_backend.agent import spool as spool_module
 from gce_backend.agent.metadata import MetadataServer
 from gce_backend.agent.relay import Relay
 from gce_backend.agent.spec import parse_spec
@@ -230,6 +231,27 @@ def test_a_body_in_chunks_is_taken_whole(client: Client) -> None:
 
     assert client.raw("GET", f"{client.root}/chunked") == (200, b"one two three")
     assert client.raw("GET", f"{client.root}/empty") == (200, b"")
+
+
+def test_a_full_disk_refuses_a_large_file_with_a_sentence_and_takes_metrics(
+    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The client has sent it all and reads an answer, where a broken connection is tried again."""
+    monkeypatch.setattr(spool_module, "FULL_BYTES", 1 << 60)
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(64 * 1024**2)
+
+    with large.open("rb") as file:
+        status, answer = client.raw("PUT", f"{client.root}/large", file)
+
+    assert status == 507
+    assert json.loads(answer)["error_code"] == "INSUFFICIENT_STORAGE"
+    assert "Give the machine a larger disk (machine.disk_gb)" in json.loads(answer)["message"]
+    assert client.write("runs/log-metric", key="loss", value=1.0, timestamp=1, step=1)[0] == 200
+    assert list((tmp_path / "state" / "spool").iterdir()) == [
+        tmp_path / "state" / "spool" / "index.jsonl"
+    ]
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(client: Client) -> None:
