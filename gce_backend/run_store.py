@@ -31,7 +31,7 @@ _PROBE_TAG = "gce.journal.probe"
 # How often a write may fail, each time with a good write succeeding after it, before it is refused.
 _TRIES_CLIENT_ERROR = 2
 _TRIES_SERVER_ERROR = 3
-_BUSY = (408, 429)
+BUSY = (408, 429)
 
 # MLflow's client repeats a call for 247 s when a server is away. Without its own repetitions it
 # fails at once when refused and after the timeout when nothing answers; whoever applies a journal
@@ -126,7 +126,7 @@ class RunStore:
                 failures += 1
                 self._prove_writable()
                 status = int(error.get_http_status_code())
-                if status in _BUSY:
+                if status in BUSY:
                     raise self._away(error) from error
                 is_client_error = 400 <= status < 500
                 if failures >= (_TRIES_CLIENT_ERROR if is_client_error else _TRIES_SERVER_ERROR):
@@ -170,7 +170,7 @@ class RunStore:
             f"{status}: {_sentence(error)}. What the training logged is safe in the bucket. "
             f"Apply it later with: mlflow-gce sync {self.run_id}"
         )
-        raised.transient = status >= 500 or status in _BUSY
+        raised.transient = status >= 500 or status in BUSY
         return raised
 
     def _check_sqlite_file(self) -> None:

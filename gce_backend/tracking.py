@@ -17,7 +17,7 @@ from gce_backend.config import Settings
 from gce_backend.errors import TrackingError
 from gce_backend.lifecycle import OUTCOME, EndReason
 from gce_backend.project import EntryPoint, Source
-from gce_backend.run_store import brief_retries
+from gce_backend.run_store import BUSY, brief_retries
 from gce_backend.urls import without_credentials
 
 _DEFAULT_EXPERIMENT = "0"
@@ -59,9 +59,12 @@ def _answering(method: Callable[P, T]) -> Callable[P, T]:
                 return method(*args, **kwargs)
         except MlflowException as error:
             store = without_credentials(args[0].uri)  # type: ignore[attr-defined]
-            raise TrackingError(
+            raised = TrackingError(
                 f"the tracking store {store} answered: {without_credentials(error.message)}"
-            ) from error
+            )
+            status = int(error.get_http_status_code())
+            raised.transient = status >= 500 or status in BUSY
+            raise raised from error
 
     return call
 
@@ -74,10 +77,17 @@ class Tracking:
     """
 
     def __init__(self, uri: str) -> None:
+        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         self.uri = uri
-        self._client = MlflowClient(tracking_uri=uri)
+        try:
+            self._client = MlflowClient(tracking_uri=uri)
+        except MlflowException as error:
+            raise TrackingError(
+                f"the tracking store {without_credentials(uri)} cannot be opened: "
+                f"{without_credentials(error.message)}"
+            ) from error
 
     @_answering
     def choose_experiment(
@@ -178,6 +188,10 @@ class Tracking:
         from mlflow.entities import RunTag
 
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    @_answering
+    def delete_tag(self, run_id: str, key: str) -> None:
+        self._client.delete_tag(run_id, key)
 
     @_answering
     def set_running(self, run_id: str) -> None:
