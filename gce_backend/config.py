@@ -87,6 +87,22 @@ class TrackingAccess:
     login_secret: str | None = None
 
 
+class Via(enum.Enum):
+    """How SSH reaches an instance."""
+
+    external = "external"
+    internal = "internal"
+    iap = "iap"
+    none = "none"
+
+
+@dataclass
+class Ssh:
+    """``via``: null is external where the instance has an external address, none elsewhere."""
+
+    via: Via | None = None
+
+
 @dataclass
 class Gce:
     """Where runs go, and their limits: the schema of the ``gce`` node (comments in its file)."""
@@ -113,6 +129,15 @@ class Gce:
     stall_action: StallAction = StallAction.report
     max_parallel: int | None = None
     results: Results = field(default_factory=Results)
+    ssh: Ssh = field(default_factory=Ssh)
+
+    @property
+    def ssh_via(self) -> str:
+        """How SSH reaches the instance: external, internal, iap, or none."""
+        if self.ssh.via is None:
+            return "external" if self.external_ip else "none"
+        return self.ssh.via.value
+
     tracking: TrackingAccess = field(default_factory=TrackingAccess)
 
 

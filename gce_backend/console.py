@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import BinaryIO, TextIO
@@ -24,6 +25,7 @@ class Console:
         self._err = err or sys.stderr
         self._started = time.monotonic()
         self._ends_in_newline = True
+        self._lock = threading.RLock()  # the log may come from a thread of its own
 
     def phase(self, name: str, seconds: float | None, detail: str = "") -> None:
         """One line for a phase that has ended (``seconds``) or begins now (None)."""
@@ -34,13 +36,14 @@ class Console:
         if self._quiet:
             return
         try:
-            self._fresh_line()
-            print(text, file=self._out, flush=True)
+            with self._lock:
+                self._fresh_line()
+                print(text, file=self._out, flush=True)
         except OSError:
             self._quiet = True  # whoever read us is gone; the run is not
 
     def warn(self, text: str) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._lock:
             self._fresh_line()
             print(f"mlflow-gce: {text}", file=self._err, flush=True)
 
@@ -49,7 +52,8 @@ class Console:
         if self._quiet or not piece:
             return
         try:
-            self._write(piece)
+            with self._lock:
+                self._write(piece)
         except OSError:
             self._quiet = True
 

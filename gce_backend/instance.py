@@ -55,6 +55,7 @@ def insert_body(
     deadline: float,
     owner: str | None = None,
     run_name: str = "",
+    ssh_key: str | None = None,
 ) -> dict[str, Any]:
     """The body of ``instances.insert``, in the API's JSON (int64 as strings).
 
@@ -63,6 +64,7 @@ def insert_body(
         deadline: unix seconds after which the instance must be gone.
         owner: whose instance it is, for the label; the local user's name by default.
         run_name: the MLflow run's, for lists of instances.
+        ssh_key: a line of the metadata's ``ssh-keys``; None: nobody gets in by a key.
     """
     machine, gce = settings.machine, settings.gce
     body: dict[str, Any] = {
@@ -89,7 +91,7 @@ def insert_body(
         "networkInterfaces": [_network_interface(settings)],
         "serviceAccounts": [{"email": gce.service_account, "scopes": list(gce.scopes)}],
         "scheduling": _scheduling(settings),
-        "metadata": {"items": _metadata(spec_uri, agent, run_name)},
+        "metadata": {"items": _metadata(spec_uri, agent, run_name, ssh_key)},
         # A reservation is somebody's plan; do not use it up.
         "reservationAffinity": {"consumeReservationType": "NO_RESERVATION"},
     }
@@ -144,17 +146,25 @@ def _network_interface(settings: Settings) -> dict[str, Any]:
     return interface
 
 
-def _metadata(spec_uri: str, agent: Agent, run_name: str) -> list[dict[str, str]]:
+def _metadata(
+    spec_uri: str, agent: Agent, run_name: str, ssh_key: str | None
+) -> list[dict[str, str]]:
     """Nothing secret: whoever may read the instance, or run code on it, reads these."""
-    return [
+    items = [
         {"key": SPEC_ATTRIBUTE, "value": spec_uri},
         {"key": NAME_ATTRIBUTE, "value": run_name},
         {"key": "startup-script", "value": startup_script(agent)},
         {"key": "enable-guest-attributes", "value": "TRUE"},  # the SSH host keys come through them
-        {"key": "enable-oslogin", "value": "FALSE"},
         {"key": "block-project-ssh-keys", "value": "TRUE"},
         {"key": "serial-port-logging-enable", "value": "TRUE"},
     ]
+    if ssh_key:
+        # With OS Login, which a project may have switched on, keys in the metadata do not count.
+        items += [
+            {"key": "enable-oslogin", "value": "FALSE"},
+            {"key": "ssh-keys", "value": ssh_key},
+        ]
+    return items
 
 
 def owner_label() -> str:

@@ -17,6 +17,7 @@ LAYERS = [
     {"runner", "glance"},
     {"reaper"},
     {"follow", "submit"},
+    {"livelog", "ssh_access"},
     {"livesync", "shipment", "request"},
     {"submission", "sync"},
     {
@@ -30,8 +31,10 @@ LAYERS = [
         "forwarding",
         "lease",
     },
+    {"ssh", "ssh_route"},
     {"storage", "bundle", "project", "environment", "config", "provisional", "rest"},
     {"compose", "compute_errors", "storage_errors", "project_files", "run_store", "batch"},
+    {"ssh_state", "ssh_frames", "iap"},
     {"interrupts", "console", "credentials"},
     {"errors", "lifecycle", "polling", "prices", "urls"},
 ]

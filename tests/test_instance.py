@@ -17,6 +17,7 @@ from gce_backend.compose import defaults_dir
 from gce_backend.config import load_settings
 from gce_backend.errors import ConfigError
 from gce_backend.instance import Agent, insert_body, instance_name, label_value
+from gce_backend.ssh_state import metadata_line
 
 GOLDEN = Path(__file__).parent / "golden"
 PRESETS = sorted(path.stem for path in (defaults_dir() / "machine").glob("*.yaml"))
@@ -59,6 +60,7 @@ def body_for(settings):
         agent=Agent("a-bucket", "mlflow-gce/tools/agent-1234.pyz", "ab" * 32),
         deadline=1_800_000_000.0,
         owner="Ada.Lovelace@example.com",
+        ssh_key=metadata_line("ssh-ed25519 AAAA", 1_800_000_000.0),
     )
 
 

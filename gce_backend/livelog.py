@@ -1,0 +1,185 @@
+"""The training's log as it is printed: over SSH while that works, from the bucket otherwise.
+
+Both are the same bytes at the same offsets: the instance's file, and the pieces the agent cut from
+it. One number says how far the log has been shown, so that nothing is missing and nothing comes
+twice, whoever brings it. Losing SSH changes nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from gce_backend.console import Console
+from gce_backend.errors import ComputeError, GceBackendError, InstanceNotFound, SshUnavailable
+from gce_backend.ssh import Connection
+from gce_backend.ssh_frames import ALIVE_SECONDS, FOLLOW, STATE_DIRECTORY, command, frames
+from gce_backend.storage import Storage
+from gce_backend.submission import Submission
+
+_BOOT_PATIENCE_SECONDS = 120.0  # before the bucket's log is called a stopgap
+_LOSS_PATIENCE_SECONDS = 30.0
+_PIECES_AT_ONCE = 8  # of up to 1 MiB: what a late attach holds in memory
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+
+
+class Access(Protocol):
+    """Whoever opens connections; ``SshAccess`` does."""
+
+    def connect(self) -> Connection: ...
+
+
+class LiveLog:
+    """Shows one run's log on a console, from its beginning. Also a context manager.
+
+    Args:
+        access: None where there is no SSH; then the log comes from the bucket without a word.
+    """
+
+    def __init__(
+        self, submission: Submission, storage: Storage, access: Access | None, console: Console
+    ) -> None:
+        self._submission = submission
+        self._storage = storage
+        self._access = access
+        self._console = console
+        self._lock = threading.Lock()
+        self._shown = 0  # bytes
+        self._piece = 0  # the last piece of the bucket that was looked at …
+        self._piece_end = 0  # … and where it ends
+        self._is_live = False
+        self._stop = threading.Event()
+        self._connection: Connection | None = None
+        self._thread: threading.Thread | None = None
+        self._has_told = False
+        self._silent_since = time.monotonic()
+        self._patience = _BOOT_PATIENCE_SECONDS
+
+    def __enter__(self) -> LiveLog:
+        if self._access is not None:
+            self._thread = threading.Thread(
+                target=self._follow, args=(self._access,), daemon=True, name="live-log"
+            )
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_live()
+
+    def show_new(self) -> None:
+        """Show what the bucket has and nobody has shown; nothing while SSH brings it.
+
+        Raises:
+            StorageError: the bucket does not answer.
+        """
+        if not self._is_live:
+            self._show_from_bucket()
+
+    def finish(self) -> None:
+        """The run has ended: leave SSH, and show the rest, to the last byte in the bucket.
+
+        Raises:
+            StorageError: the bucket does not answer.
+        """
+        self._end_live()
+        self._show_from_bucket()
+
+    # ------------------------------------------------------------------ the bucket
+
+    def _show_from_bucket(self) -> None:
+        self._pass_over_shown()
+        paths = self._submission.paths
+        while pieces := self._storage.read_log(paths, self._piece, _PIECES_AT_ONCE):
+            for number, data in pieces:
+                self._show(self._piece_end, data)
+                self._piece, self._piece_end = number, self._piece_end + len(data)
+
+    def _pass_over_shown(self) -> None:
+        """Skip pieces that SSH has shown whole, without fetching them."""
+        if self._shown <= self._piece_end:
+            return
+        paths = self._submission.paths
+        sizes = {info.name: info.size for info in self._storage.list(paths.log_dir)}
+        while (size := sizes.get(paths.log(self._piece + 1))) is not None:
+            if self._piece_end + size > self._shown:
+                return
+            self._piece, self._piece_end = self._piece + 1, self._piece_end + size
+
+    def _show(self, at: int, data: bytes) -> None:
+        """Show what is new of ``data``, which is the log's from offset ``at`` on."""
+        with self._lock:
+            new = data[max(0, self._shown - at) :]
+            self._shown = max(self._shown, at + len(data))
+            self._console.log(new)
+
+    # ------------------------------------------------------------------ SSH
+
+    def _follow(self, access: Access) -> None:
+        """Connect again and again; ends with the run, or on what no patience mends."""
+        pause = _FIRST_PAUSE
+        while not self._stop.is_set():
+            try:
+                with self._connected(access) as connection:
+                    self._stream(connection)
+                    pause = _FIRST_PAUSE
+            except InstanceNotFound:
+                pass  # the follower finds out, and knows what it means
+            except (SshUnavailable, ComputeError) as error:
+                self._tell_late(error)
+            except GceBackendError as error:
+                self._tell(error)
+                return
+            finally:
+                self._lose()
+            self._stop.wait(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+    @contextlib.contextmanager
+    def _connected(self, access: Access) -> Iterator[Connection]:
+        with access.connect() as connection:
+            self._connection = connection
+            try:
+                yield connection
+            finally:
+                self._connection = None
+
+    def _stream(self, connection: Connection) -> None:
+        at = self._shown
+        words = (f"{STATE_DIRECTORY}/run.log", str(at), str(ALIVE_SECONDS))
+        channel = connection.start(command(FOLLOW, *words))
+        for data in frames(channel, connection.instance):
+            if self._stop.is_set():
+                return
+            self._is_live = True
+            self._show(at, data)
+            at += len(data)
+        raise SshUnavailable(f"instance {connection.instance!r} ended the log's session")
+
+    def _lose(self) -> None:
+        if self._is_live:
+            self._is_live = False
+            self._silent_since, self._patience = time.monotonic(), _LOSS_PATIENCE_SECONDS
+
+    def _tell_late(self, error: GceBackendError) -> None:
+        """SSH comes late and goes at times; only what lasts is worth a line."""
+        self._lose()
+        if time.monotonic() - self._silent_since > self._patience:
+            self._tell(error)
+
+    def _tell(self, error: GceBackendError) -> None:
+        if not self._has_told and not self._stop.is_set():
+            self._has_told = True
+            self._console.warn(
+                f"{error}\nThe log comes from the bucket, a little late; the run is not affected"
+            )
+
+    def _end_live(self) -> None:
+        self._stop.set()
+        if (connection := self._connection) is not None:
+            connection.close()
+        if self._thread is not None:
+            self._thread.join(timeout=5)  # it may wait for an answer; it shows nothing any more
+        self._is_live = False
