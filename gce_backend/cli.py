@@ -13,6 +13,10 @@ import click
 #: command -> (module, what `mlflow-gce --help` says of it). In the module, the command's function
 #: bears the command's name; the help is the first sentence of its docstring (a test compares).
 COMMANDS: dict[str, tuple[str, str]] = {
+    "ps": (
+        "gce_backend.commands.ps",
+        "List the instances and their runs: phase, age, deadline, and cost so far.",
+    ),
     "attach": (
         "gce_backend.commands.attach",
         "Follow RUN again, from the beginning of its log to its end.",

@@ -14,6 +14,7 @@ from typing import Any
 from gce_backend.agent.paths import (
     ATTEMPT_LABEL,
     DEADLINE_LABEL,
+    NAME_ATTRIBUTE,
     OWNER_LABEL,
     RUN_LABEL,
     SPEC_ATTRIBUTE,
@@ -38,6 +39,7 @@ class FoundInstance:
     """One instance with our label.
 
     Args:
+        run_name: the MLflow run's; "" when it does not say.
         status: Compute Engine's word, such as RUNNING.
         deadline: unix seconds by its label; None when the label is not there or no number.
         bucket, paths: where its run's objects are, by its metadata; None when they do not say.
@@ -50,6 +52,7 @@ class FoundInstance:
     project: str
     status: str
     run_id: str
+    run_name: str
     attempt: int
     owner: str
     deadline: float | None
@@ -127,6 +130,7 @@ class Fleet:
             project=self.project,
             status=resource.get("status", "UNKNOWN"),
             run_id=labels[RUN_LABEL],
+            run_name=_attribute(resource, NAME_ATTRIBUTE),
             attempt=int(_number(labels.get(ATTEMPT_LABEL)) or 1),
             owner=labels.get(OWNER_LABEL, ""),
             deadline=_number(labels.get(DEADLINE_LABEL)),
@@ -140,8 +144,7 @@ class Fleet:
 
 
 def _run_paths(resource: dict[str, Any], run_id: str) -> tuple[str | None, RunPaths | None]:
-    items = resource.get("metadata", {}).get("items", [])
-    uri = next((item["value"] for item in items if item["key"] == SPEC_ATTRIBUTE), "")
+    uri = _attribute(resource, SPEC_ATTRIBUTE)
     end = f"/runs/{run_id}/spec.json"
     try:
         bucket, path = parse_uri(uri)
@@ -150,6 +153,11 @@ def _run_paths(resource: dict[str, Any], run_id: str) -> tuple[str | None, RunPa
     return (
         (bucket, RunPaths(path.removesuffix(end), run_id)) if path.endswith(end) else (None, None)
     )
+
+
+def _attribute(resource: dict[str, Any], key: str) -> str:
+    items = resource.get("metadata", {}).get("items", [])
+    return next((str(item.get("value", "")) for item in items if item["key"] == key), "")
 
 
 def _usd_per_hour(resource: dict[str, Any]) -> float | None:

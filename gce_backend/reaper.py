@@ -58,12 +58,14 @@ class Evidence:
     Args:
         missing: what is not proven of ``status``'s results.
         heartbeat_at: unix seconds; None: there never was one.
+        phase: the agent's last by its heartbeat, such as ``running``.
         unreadable: why the rest could not be read, and is worth nothing.
     """
 
     status: dict[str, Any] | None = None
     missing: tuple[str, ...] = ()
     heartbeat_at: float | None = None
+    phase: str = ""
     unreadable: str = ""
 
 
@@ -222,19 +224,25 @@ class EvidenceReader:
         self._project = project
         self._storage: Storage | None = None
 
-    def of(self, instance: FoundInstance) -> Evidence:
-        """Never raises for a bucket: what cannot be read is told in the evidence."""
+    def of(self, instance: FoundInstance, *, hurried: bool = False) -> Evidence:
+        """Never raises for a bucket: what cannot be read is told in the evidence.
+
+        Args:
+            hurried: one that works, by its heartbeat, is not asked whether it has ended.
+        """
         if instance.bucket is None or instance.paths is None:
             return Evidence(unreadable="its metadata name no spec, so no bucket to ask")
         try:
             storage = self._in(instance.bucket)
+            if hurried:
+                alive = _alive(storage.read_json(instance.paths.heartbeat), instance)
+                if alive.phase not in ("", "collecting") and not _is_silent(alive, instance):
+                    return alive
             status = storage.read_json(instance.paths.status)
             if status is not None:
                 missing = tuple(unproven(storage, instance.paths, status))
                 return Evidence(status=status, missing=missing)
-            heartbeat = storage.read_json(instance.paths.heartbeat) or {}
-            at = heartbeat.get("at")
-            return Evidence(heartbeat_at=None if at is None else float(at))
+            return _alive(storage.read_json(instance.paths.heartbeat), instance)
         except StorageError as error:
             return Evidence(unreadable=str(error))
         except (GceBackendError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -245,6 +253,20 @@ class EvidenceReader:
         if self._storage is None:
             self._storage = Storage(bucket, project=self._project, retry_seconds=_BUCKET_SECONDS)
         return self._storage.in_bucket(bucket)
+
+
+def _alive(heartbeat: dict[str, Any] | None, instance: FoundInstance) -> Evidence:
+    if heartbeat is None or int(heartbeat.get("attempt", 1)) != instance.attempt:
+        return Evidence()
+    phases = heartbeat.get("phases", [])
+    return Evidence(
+        heartbeat_at=float(heartbeat["at"]), phase=str(phases[-1]["phase"]) if phases else ""
+    )
+
+
+def _is_silent(alive: Evidence, instance: FoundInstance) -> bool:
+    verdict = judge(instance, alive, time.time())
+    return verdict.fate is not Fate.WORKING
 
 
 def storage_uri(instance: FoundInstance) -> str:

@@ -24,6 +24,8 @@ _DEFAULT_EXPERIMENT = "0"
 _PARAM_NAME = re.compile(r"^[\w\-. /:]+$")
 _MAX_PARAM_LENGTH = 6000
 _RUN_ID_LENGTH = 32
+_HEX = re.compile("[0-9a-f]+")
+_CANDIDATES_SHOWN = 10
 _MAX_PARAMS = 100  # of one batch
 
 # Tags through which a later command finds a run's instance and its files.
@@ -213,27 +215,45 @@ class Tracking:
         return self._client.get_run(run_id)
 
     @_answering
-    def find_run(self, run_id: str) -> Any:
-        """The run with this id, or the only one of this backend whose id begins so.
+    def find_run(self, wanted: str) -> Any:
+        """The run with this id; else the only one of this backend whose id begins so, or that has
+        this name.
 
         Raises:
-            TrackingError: there is none, or more than one.
+            TrackingError: there is none, or more than one; the message lists them.
         """
+        if len(wanted) == _RUN_ID_LENGTH and _HEX.fullmatch(wanted):
+            return self._client.get_run(wanted)
+        quote = "'" if '"' in wanted else '"'
+        found = self._ours(f"attributes.run_name = {quote}{wanted}{quote}")
+        if _HEX.fullmatch(wanted):
+            begin = self._ours(f"tags.`{INSTANCE_TAG}` LIKE '%-{wanted}%'")
+            named = {run.info.run_id for run in found}
+            found += [
+                run
+                for run in begin
+                if run.info.run_id.startswith(wanted) and run.info.run_id not in named
+            ]
+        return _one_of(found, wanted, without_credentials(self.uri))
+
+    @_answering
+    def runs(self, count: int, *, since: float | None = None) -> list[Any]:
+        """The latest runs of this backend, in all experiments, the latest first.
+
+        Args:
+            since: unix seconds; only those started later.
+        """
+        later = f" AND attributes.start_time > {round(since * 1000)}" if since else ""
+        return self._ours(f"tags.`{INSTANCE_TAG}` LIKE '%'{later}", count)
+
+    def _ours(self, which: str, count: int = 1000) -> list[Any]:
         from mlflow.entities import ViewType
 
-        if len(run_id) == _RUN_ID_LENGTH:
-            return self._client.get_run(run_id)
         experiments = [e.experiment_id for e in self._client.search_experiments(ViewType.ALL)]
-        ours = self._client.search_runs(
-            experiments, f"tags.`{INSTANCE_TAG}` LIKE '%-{run_id}%'", ViewType.ALL
+        found = self._client.search_runs(
+            experiments, which, ViewType.ALL, count, ["attributes.start_time DESC"]
         )
-        found = [run for run in ours if run.info.run_id.startswith(run_id)]
-        if len(found) != 1:
-            raise TrackingError(
-                f"store {without_credentials(self.uri)}: {len(found) or 'no'} runs of this backend "
-                f"begin with {run_id!r}"
-            )
-        return found[0]
+        return [run for run in found if INSTANCE_TAG in run.data.tags]
 
     def _create(self, name: str, settings: Settings, why: str) -> Experiment:
         location = _location(name, settings)
@@ -264,6 +284,25 @@ def resolve_uri(uri: str | None) -> str:
     import mlflow
 
     return uri or str(mlflow.get_tracking_uri())
+
+
+def _one_of(found: list[Any], wanted: str, store: str) -> Any:
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise TrackingError(
+            f"store {store}: no run of this backend has the id or name {wanted!r}, or an id that "
+            "begins so. See: mlflow-gce ps --all"
+        )
+    lines = "\n".join(
+        f"  {run.info.run_id}  {run.info.run_name}  {run.info.status}"
+        for run in found[:_CANDIDATES_SHOWN]
+    )
+    more = len(found) - _CANDIDATES_SHOWN
+    raise TrackingError(
+        f"store {store}: {len(found)} runs of this backend are called {wanted!r}, or have an id "
+        f"that begins so. Say which:\n{lines}{f'{chr(10)}  and {more} more' if more > 0 else ''}"
+    )
 
 
 def _of(experiment: Any) -> Experiment:

@@ -14,7 +14,7 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"backend"},
-    {"runner", "glance"},
+    {"runner", "glance", "overview", "run_finder"},
     {"reaper"},
     {"follow", "submit"},
     {"livelog", "ssh_access"},

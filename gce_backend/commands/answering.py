@@ -1,12 +1,15 @@
-"""How a command tells what went wrong: our errors as one message, never as a traceback."""
+"""How a command begins and ends: a quick look around, and our errors as one message."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from gce_backend.commands.place import Place
 
 T = TypeVar("T")
 
@@ -23,3 +26,14 @@ def guarded(work: Callable[[], T]) -> T:
     except GceBackendError as error:
         click.echo(f"mlflow-gce: {error}", err=True)
         sys.exit(1)
+
+
+def look_around(place: Place, *, except_run: str = "") -> None:
+    """Begin the quick look at the caller's own finished instances, in the background."""
+    from gce_backend.glance import glance
+
+    glance(
+        place.project,
+        say=lambda text: click.echo(f"mlflow-gce: {text}", err=True),
+        except_run=except_run,
+    )

@@ -6,6 +6,7 @@ import base64
 import getpass
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -108,6 +109,7 @@ class Cloud:
         bucket: str | None = None,
         startup: str = ":",
         zone: str | None = None,
+        name: str = "bold-crab-1",
         labels: dict[str, str] | None = None,
     ) -> str:
         """A running instance of a new run, as the backend would ask for it; returns the run's id.
@@ -152,14 +154,15 @@ class Cloud:
                 "items": [
                     {"key": "startup-script", "value": startup},
                     {"key": "mlflow-gce-spec", "value": spec},
+                    {"key": "mlflow-gce-name", "value": name},
                 ]
             },
         }
         base = f"{self.emulator.compute_url}projects/{self.emulator.project}/zones/{zone}"
         answer = requests.post(f"{base}/instances", json=body, timeout=30)
         assert answer.status_code == 200, answer.text
-        name = answer.json()["name"]
-        ended = requests.post(f"{base}/operations/{name}/wait", timeout=60).json()
+        operation = answer.json()["name"]
+        ended = requests.post(f"{base}/operations/{operation}/wait", timeout=60).json()
         assert "error" not in ended, ended
         return run_id
 
@@ -232,18 +235,17 @@ def cloud(emulator: Emulator, tmp_path: Path) -> Cloud:
     bucket = f"bucket-{uuid.uuid4().hex[:8]}"
     emulator.create_bucket(bucket)
     environ = {
-        **{name: value for name, value in _environment().items()},
+        **_environment(),
         **emulator.env,
         "MLFLOW_GCE_BUCKET": bucket,
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TZ": "UTC",
         "TERM": "dumb",
+        "MLFLOW_GCE_GLANCE": "false",  # but where a test is about it
     }
     return Cloud(emulator, bucket, tmp_path, environ)
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     return {k: v for k, v in os.environ.items() if not k.startswith(("COLUMNS", "LINES"))}

@@ -1,7 +1,6 @@
 """What is deleted, and what never is: every instance here is judged by the real command."""
 
 import time
-from pathlib import Path
 
 import pytest
 
@@ -22,6 +21,7 @@ def instance(**changes):
         "project": "p",
         "status": "RUNNING",
         "run_id": "ab",
+        "run_name": "bold-crab-1",
         "attempt": 1,
         "owner": "me",
         "deadline": NOW + 3600,
@@ -110,7 +110,7 @@ def test_a_kept_instance_survives_a_colleague_with_another_bucket_until_its_dead
     cloud.emulator.create_bucket("a-colleagues-bucket")
     theirs = {"MLFLOW_GCE_BUCKET": "a-colleagues-bucket", "LOGNAME": "colleague"}
 
-    for words in (["reap"], ["reap", "--collect"]):
+    for words in (["ps"], ["reap"], ["reap", "--collect"]):
         assert cloud.run(*words, **theirs).returncode == 0
         assert cloud.run(*words).returncode == 0
 
@@ -183,7 +183,7 @@ def test_a_stopped_instance_is_started_again_to_collect(cloud):
 
 
 def test_the_quick_look_takes_the_callers_own_proven_ones_alone(cloud, monkeypatch):
-    for name, value in cloud.environ.items():
+    for name, value in {**cloud.environ, "MLFLOW_GCE_GLANCE": ""}.items():
         monkeypatch.setenv(name, value)
     proven, busy, theirs = cloud.instance(), cloud.instance(), cloud.instance(owner="colleague")
     overdue, unproven = cloud.instance(hours=-1), cloud.instance()
@@ -193,26 +193,31 @@ def test_the_quick_look_takes_the_callers_own_proven_ones_alone(cloud, monkeypat
     said = []
 
     started = time.monotonic()
-    thread = glance(
-        cloud.emulator.project,
-        endpoint=cloud.emulator.compute_url,
-        say=said.append,
-        except_run=busy,
-    )
-    assert time.monotonic() - started < 0.2
-    thread.join(30)
+    looking = glance(cloud.emulator.project, say=said.append, except_run=busy)
+    assert time.monotonic() - started < 0.5
+    looking.join(30)
 
     assert cloud.left() == {busy, theirs, overdue, unproven}
     assert len(said) == 1 and f"mlflow-{proven}-1" in said[0] and "404" in said[0]
 
 
 def test_the_quick_look_is_silent_when_it_cannot_see(cloud, monkeypatch):
-    for name, value in cloud.environ.items():
+    for name, value in {**cloud.environ, "MLFLOW_GCE_GLANCE": ""}.items():
         monkeypatch.setenv(name, value)
     cloud.instance()
     cloud.emulator.inject(Fault("forbidden", "instances.aggregatedList", times=None))
     said = []
 
-    glance(cloud.emulator.project, endpoint=cloud.emulator.compute_url, say=said.append).join(30)
+    glance(cloud.emulator.project, say=said.append).join(30)
 
-    assert said == [] and Path(cloud.directory).exists()
+    assert said == []
+
+
+def test_the_quick_look_can_be_switched_off(cloud, monkeypatch):
+    for name, value in {**cloud.environ, "MLFLOW_GCE_GLANCE": "false"}.items():
+        monkeypatch.setenv(name, value)
+    cloud.ends(cloud.instance())
+
+    glance(cloud.emulator.project, say=print).join(30)
+
+    assert cloud.left() == set(cloud.runs)

@@ -1,0 +1,98 @@
+"""Runs of this backend in an MLflow store: found by id, by its first characters, or by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gce_backend.prices import Price
+from gce_backend.submission import Submission
+from gce_backend.tracking import END_REASON_TAG, INSTANCE_TAG, Tracking, resolve_uri
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the store has it.
+
+    Args:
+        status: MLflow's: RUNNING, FINISHED, …
+        end_reason: of ``lifecycle.EndReason``; "" while it has none.
+        created_at, ended_at: unix seconds; the latter None while it runs.
+        cost_usd: by list price from the insert to the end of the training; None: not known.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    end_reason: str
+    machine_type: str
+    zone: str
+    instance: str
+    created_at: float
+    ended_at: float | None
+    usd_per_hour: float | None
+    cost_usd: float | None
+    user: str
+    experiment_id: str
+    artifact_uri: str
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in ("FINISHED", "FAILED", "KILLED")
+
+
+def find_submission(run: str, tracking_uri: str | None) -> Submission:
+    """The submission of the run with this id, whose id begins so, or that has this name.
+
+    Raises:
+        TrackingError: there is none, or more than one (the message lists them).
+    """
+    uri = resolve_uri(tracking_uri)
+    return Submission.from_run(Tracking(uri).find_run(run), uri)
+
+
+def find_run(run: str, tracking_uri: str | None) -> tuple[Submission, RunRecord]:
+    """As `find_submission`, with what the store says of it."""
+    uri = resolve_uri(tracking_uri)
+    found = Tracking(uri).find_run(run)
+    return Submission.from_run(found, uri), record(found)
+
+
+def latest_runs(
+    tracking_uri: str | None, count: int, *, since: float | None = None
+) -> list[RunRecord]:
+    """The store's runs of this backend, the latest first.
+
+    Args:
+        since: unix seconds; only those started after.
+    """
+    tracking = Tracking(resolve_uri(tracking_uri))
+    return [record(run) for run in tracking.runs(count, since=since)]
+
+
+def record(run: Any) -> RunRecord:
+    """Of an MLflow ``Run`` with this backend's tags."""
+    tags = run.data.tags
+    created_at = float(tags.get("gce.created_at") or run.info.start_time / 1000)
+    ended_at = run.info.end_time / 1000 if run.info.end_time else None
+    price = float(tags["gce.usd_per_hour"]) if "gce.usd_per_hour" in tags else None
+    cost = run.data.metrics.get("gce/cost_usd")
+    if cost is None and price is not None and ended_at is not None:
+        cost = Price(price).cost(ended_at - created_at)
+    return RunRecord(
+        run_id=run.info.run_id,
+        name=str(run.info.run_name),
+        status=str(run.info.status),
+        end_reason=tags.get(END_REASON_TAG, ""),
+        machine_type=tags.get("gce.machine_type", "")
+        + (" spot" if tags.get("gce.spot") == "true" else ""),
+        zone=tags.get("gce.zone", ""),
+        instance=tags.get(INSTANCE_TAG, ""),
+        created_at=created_at,
+        ended_at=ended_at,
+        usd_per_hour=price,
+        cost_usd=cost,
+        user=tags.get("mlflow.user", ""),
+        experiment_id=str(run.info.experiment_id),
+        artifact_uri=str(run.info.artifact_uri),
+    )
