@@ -1,39 +1,34 @@
 """The journal applied by the agent itself, to a tracking server that it may write to.
 
 An optimisation: the journal goes to the bucket in any case, the trainer never waits for this, and
-the instance waits for it seconds at most. The agent works like one more client: segment after
-segment, each once it is in the bucket, and the run's tag ``gce.journal.applied`` says how far the
-server is. So a client that applies the journal takes over where the agent stopped, and the other
-way round; both at once repeat a segment at worst, which changes nothing.
+the instance waits for it seconds at most. The agent works like one more client
+(``forward_journal.py``); what it did not get done, a client does.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from .endpoint import retrying
 from .entities import Json
-from .errors import CloudError, RelayError, ServerAway
+from .errors import RelayError, ServerAway
 from .forward_files import Files
-from .forward_ids import ServerIds, model_tags
-from .forward_replay import FINAL_STATUS_TAG, STATUSES, Refusal, Replay
+from .forward_ids import model_tags
+from .forward_journal import ServerJournal
+from .forward_lease import EXPIRES_S, LeaseTaken
+from .forward_replay import FINAL_STATUS_TAG, STATUSES
 from .forward_secret import Credentials
-from .forward_server import APPLIED_TAG, Server, tags_of
+from .forward_server import Server
 from .metadata import MetadataServer
 from .segments import Segments
 from .spec import Spec
 from .storage import Storage
 
-REFUSED_TAG = "gce.journal.refused"
 END_REASON_TAG = "gce.end_reason"
 TROUBLE_TAG = "gce.forward.trouble"
 
-_SEGMENTS_AT_ONCE = 4  # read, applied and then forgotten, so that memory stays bounded
-_REASONS_TAGGED = 3
 _PAUSE_S = 1.0
 _MOST_PAUSE_S = 15.0
 _DENIED_PAUSE_S = 60.0
@@ -47,7 +42,7 @@ _STATUS = {"succeeded": "FINISHED", "cancelled": "KILLED", "deadline": "KILLED"}
 
 class Forwarder:
     """Args:
-    journal: the segments of this attempt.
+    segments: the journal's, of this attempt.
     is_running: whether the trainer has been started.
     say: a line for the run's log.
     note: sets a tag of the run by way of the journal; None as the value removes it.
@@ -56,7 +51,7 @@ class Forwarder:
     def __init__(
         self,
         spec: Spec,
-        journal: Segments,
+        segments: Segments,
         storage: Storage,
         metadata: MetadataServer,
         *,
@@ -65,17 +60,16 @@ class Forwarder:
         note: Callable[[str, str | None], None],
     ) -> None:
         assert spec.forward is not None
-        self._spec, self._journal, self._storage = spec, journal, storage
-        self._is_running, self._say, self._note = is_running, say, note
+        self._spec, self._say, self._note = spec, say, note
         credentials = Credentials(spec.forward, metadata)
         self._server = Server(spec.forward.uri, spec.run_id, credentials)
-        self._ids = ServerIds(self._server, str(spec.experiment["experiment_id"]))
-        self._lock = threading.Lock()  # one applier at a time
+        self._journal = ServerJournal(
+            self._server, spec, segments, storage, is_running=is_running, say=say
+        )
+        self._ids = self._journal.ids
+        self._lock = threading.Lock()  # for the thread, or for the end of the run
         self._stop = threading.Event()
-        self._position = -1  # where the server stood when we last knew, and self._ids with it
-        self._told_running = False
         self._trouble: tuple[bool, bool] = (False, False)  # is there any, is it a denial
-        self._refusals_said = 0
 
     def start(self) -> None:
         threading.Thread(target=self._work, daemon=True, name="forward").start()
@@ -89,14 +83,14 @@ class Forwarder:
         self._stop.set()
         limit = min(until, time.time() + SETTLE_MOST_S)
 
-        def once() -> None:
-            self._apply_new()
-            if self._position < self._journal.count:
-                raise ServerAway(f"segment {self._position + 1} of the journal cannot be read")
+        def work() -> None:
+            self._journal.apply()
+            if not self._journal.is_complete:
+                raise ServerAway("a segment of the journal cannot be read")
             self._ids.load()
             self._move(files, limit)
 
-        return self._within(limit, once)
+        return self._within(limit, work)
 
     def tell(self, status: dict[str, Any]) -> None:
         """How the run ended, once ``status.json`` is in the bucket: the last word to the server."""
@@ -104,27 +98,31 @@ class Forwarder:
         reason = str(status["end_reason"]) if verified else "results_unverified"
         end_time = round(float(status["ended_at"]) * 1000)
 
-        def once() -> None:
+        def work() -> None:
             run_id = self._spec.run_id
             self._ids.load()
             if verified:
                 self._finalize_models()
-            tag = {"run_id": run_id, "key": END_REASON_TAG, "value": reason}
-            self._post("runs/set-tag", tag)
+            self._send(
+                "POST", "runs/set-tag", {"run_id": run_id, "key": END_REASON_TAG, "value": reason}
+            )
             ending = {"status": _STATUS.get(reason, "FAILED"), "end_time": end_time}
-            self._post("runs/update", {"run_id": run_id, **ending})
+            self._send("POST", "runs/update", {"run_id": run_id, **ending})
 
-        self._within(time.time() + SETTLE_MOST_S, once)
+        self._within(time.time() + SETTLE_MOST_S, work)
 
     def _work(self) -> None:
         pause = _PAUSE_S
         while not self._stop.wait(pause):
             try:
                 with self._lock:
-                    if self._is_due() and not self._stop.is_set():
-                        self._apply_new()
+                    if self._journal.is_due and not self._stop.is_set():
+                        with self._journal.alone():
+                            self._journal.apply()
                 pause = _PAUSE_S
                 self._tell_trouble(None)
+            except LeaseTaken:  # a client is at it, which is as well
+                pause = _PAUSE_S
             except ServerAway as error:
                 pause = _DENIED_PAUSE_S if error.denied else min(pause * 2, _MOST_PAUSE_S)
                 self._tell_trouble(error)
@@ -136,16 +134,19 @@ class Forwarder:
         """``work()`` again while the server is away, as long as it takes something now and then."""
         started = time.time()
         if not self._lock.acquire(timeout=SETTLE_S):
-            return False  # a request hangs
+            self._say_left(ServerAway("it does not answer"))
+            return False
         self._server.until = limit
         try:
             while True:
                 try:
-                    work()
+                    with self._journal.alone():
+                        work()
                     return True
                 except ServerAway as error:
+                    patience = SETTLE_S + (EXPIRES_S if isinstance(error, LeaseTaken) else 0)
                     alive = max(started, self._server.written_at)
-                    if error.denied or time.time() > min(limit, alive + SETTLE_S):
+                    if error.denied or time.time() > min(limit, alive + patience):
                         self._say_left(error)
                         return False
                 time.sleep(0.5)
@@ -160,77 +161,6 @@ class Forwarder:
             f"the tracking server does not have everything yet: {error}. What is left is in the "
             f"bucket; bring it there with: mlflow-gce sync {self._spec.run_id}"
         )
-
-    # -- segments -----------------------------------------------------------------------------
-
-    def _is_due(self) -> bool:
-        if self._is_running() and not self._told_running:
-            return True
-        return self._position < max(0, self._journal.count)
-
-    def _apply_new(self) -> None:
-        """Apply what has come to the bucket since anybody's last time. Raises ServerAway."""
-        while True:
-            run = self._server.run()
-            self._mark_running(run)
-            tags = tags_of(run)
-            position = int(tags.get(APPLIED_TAG, "0"))
-            if position != self._position:  # the first time, a failed one, or another applier
-                self._ids.load()
-            self._position = -1
-            pieces = self._pieces(position)
-            if pieces:
-                self._apply(pieces, position + len(pieces), tags.get(REFUSED_TAG))
-            self._position = position + len(pieces)
-            if len(pieces) < _SEGMENTS_AT_ONCE:
-                return
-
-    def _apply(self, pieces: list[bytes], last: int, account: str | None) -> None:
-        refused: list[Refusal] = []
-        replay = Replay(self._server, self._ids, refused.append)
-        for piece in pieces:
-            for line in piece.splitlines():
-                replay.take(json.loads(line))
-        replay.flush()
-        tags = [{"key": APPLIED_TAG, "value": str(last)}]
-        if refused:
-            refused.sort(key=lambda refusal: refusal.seq)
-            tags.append({"key": REFUSED_TAG, "value": _account(account, refused)})
-        for refusal in refused[: max(0, _REASONS_TAGGED - self._refusals_said)]:
-            self._refusals_said += 1
-            self._say(f"the tracking server refuses {refusal.what}: {refusal.reason}")
-        # In one write, so that both are counted once even if this process dies here.
-        self._post("runs/log-batch", {"run_id": self._spec.run_id, "tags": tags})
-
-    def _pieces(self, position: int) -> list[bytes]:
-        pieces: list[bytes] = []
-        while len(pieces) < _SEGMENTS_AT_ONCE:
-            piece = self._piece(position + len(pieces) + 1)
-            if piece is None:
-                break
-            pieces.append(piece)
-        return pieces
-
-    def _piece(self, number: int) -> bytes | None:
-        """A segment: this attempt's from the disk, an earlier one's from the bucket."""
-        piece = self._journal.read(number)
-        is_earlier = self._spec.attempt > 1 and number < (self._journal.first or number + 1)
-        if piece is not None or not is_earlier:
-            return piece
-        name = self._spec.paths.journal(number)
-        try:
-            return retrying(lambda: self._storage.get(self._spec.bucket, name), time.time() + 5)
-        except CloudError as error:
-            if error.status == 404:
-                return None
-            raise ServerAway(str(error)) from error
-
-    def _mark_running(self, run: Json) -> None:
-        """The run's status says that the training has begun; never that it begins again."""
-        if self._is_running() and not self._told_running:
-            if run["info"].get("status") == "SCHEDULED":
-                self._post("runs/update", {"run_id": self._spec.run_id, "status": "RUNNING"})
-            self._told_running = True
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -258,13 +188,10 @@ class Forwarder:
             self._send("PATCH", path, {"model_id": model_id, "status": status})
             self._send("DELETE", f"{path}/tags/{FINAL_STATUS_TAG}", {})
 
-    # -- helpers ------------------------------------------------------------------------------
-
-    def _post(self, path: str, body: Json) -> None:
-        self._send("POST", path, body)
-
     def _send(self, method: str, path: str, body: Json) -> None:
         self._server.read(lambda: self._server.send(method, path, body))
+
+    # -- trouble ------------------------------------------------------------------------------
 
     def _tell_trouble(self, error: ServerAway | None) -> None:
         """Once when it begins and once when it is over; a denial also as a tag of the run."""
@@ -283,14 +210,3 @@ class Forwarder:
                 self._note(TROUBLE_TAG, str(error)[:1000] if error and error.denied else None)
             except (RelayError, OSError) as failed:
                 self._say(f"the tag {TROUBLE_TAG} could not be set: {failed}")
-
-
-def _account(before: str | None, new: list[Refusal]) -> str:
-    """The tag's JSON: how many were refused, and the first few with their reasons."""
-    account: dict[str, Any] = json.loads(before) if before else {"count": 0, "first": []}
-    account["count"] += sum(refusal.count for refusal in new)
-    for refusal in new[: max(0, _REASONS_TAGGED - len(account["first"]))]:
-        account["first"].append(
-            {"record": refusal.seq, "what": refusal.what[:200], "reason": refusal.reason[:300]}
-        )
-    return json.dumps(account, ensure_ascii=False)

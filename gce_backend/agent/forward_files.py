@@ -51,5 +51,5 @@ class Files:
                 copied = f"gs://{item.bucket}/{name}"
                 raise CloudError(f"{copied} differs from {item.name}, which is untouched")
             if (entry := self._spool.find(item.bucket, item.name)) is not None:
-                self._spool.adopt(entry, copy)
+                self._spool.add_copy(entry, copy)
         self._spool.delete(item.bucket, item.name)

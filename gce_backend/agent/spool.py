@@ -140,7 +140,7 @@ class Spool:
             self._write(done)
             self._entries[entry.key] = done
 
-    def adopt(self, entry: Entry, copy: StoredObject) -> None:
+    def add_copy(self, entry: Entry, copy: StoredObject) -> None:
         """The bucket holds ``entry``'s bytes as ``copy`` too: both names are known from now on."""
         with self._lock:
             self._number += 1

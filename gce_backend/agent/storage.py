@@ -118,12 +118,21 @@ class Storage:
     # -- writing ------------------------------------------------------------------------------
 
     def put(
-        self, bucket: str, name: str, data: bytes, *, md5: str, only_if_absent: bool = False
+        self,
+        bucket: str,
+        name: str,
+        data: bytes,
+        *,
+        md5: str,
+        only_if_absent: bool = False,
+        generation: str | None = None,
     ) -> StoredObject:
         """Write a small object in one request. ``md5`` (hex) goes along and must come back.
 
-        ``only_if_absent``: CloudError with status 412 when the name is taken.
+        ``only_if_absent``: CloudError with status 412 when the name is taken; ``generation``: when
+        the object is another one by now ("0": when there is one).
         """
+        generation = "0" if only_if_absent else generation
         boundary = secrets.token_hex(16)
         head = (
             f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
@@ -131,7 +140,7 @@ class Storage:
             "Content-Type: application/octet-stream\r\n\r\n"
         )
         body = head.encode() + data + f"\r\n--{boundary}--\r\n".encode()
-        condition = "&ifGenerationMatch=0" if only_if_absent else ""
+        condition = f"&ifGenerationMatch={generation}" if generation is not None else ""
         reply = self._call(
             "POST",
             f"{_upload_path(bucket)}?uploadType=multipart{condition}",
@@ -161,12 +170,13 @@ class Storage:
                 return _stored(bucket, answer["resource"])
             token = str(answer["rewriteToken"])
 
-    def delete(self, bucket: str, name: str) -> None:
-        """Delete the object; one that is already gone is fine."""
+    def delete(self, bucket: str, name: str, *, generation: str | None = None) -> None:
+        """Delete the object; one that is already gone is fine, and so is another ``generation``."""
+        condition = f"?ifGenerationMatch={generation}" if generation is not None else ""
         try:
-            self._call("DELETE", _object_path(bucket, name), f"gs://{bucket}/{name}")
+            self._call("DELETE", _object_path(bucket, name) + condition, f"gs://{bucket}/{name}")
         except CloudError as error:
-            if error.status != 404:
+            if error.status not in (404, 412):
                 raise
 
     def _start_resumable(self, bucket: str, name: str, md5: str, size: int) -> str:

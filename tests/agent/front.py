@@ -17,7 +17,7 @@ class Front:
     ``authorization``: what requests must carry, if anything; it is not passed on.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, address: str = "127.0.0.1") -> None:
         self.refuse: Callable[[str, str], int | None] = lambda method, path: None
         self.lose_reply: Callable[[str, str], bool] = lambda method, path: False
         self.authorization: str | None = None
@@ -25,8 +25,8 @@ class Front:
         self.received_to: dict[str, str] = {}  # last byte of each resumable upload
         self.host = urllib.parse.urlsplit(upstream).netloc
         handler = type("Handler", (_Handler,), {"front": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._server = _Server((address, 0), handler)
+        self.url = f"http://{address}:{self._server.server_address[1]}"
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         ).start()
