@@ -31,6 +31,10 @@ class Cancelling:
         self._over = threading.Event()
 
     @property
+    def is_asked(self) -> bool:
+        return bool(self._threads)
+
+    @property
     def is_taken(self) -> bool:
         """Whether one of the two ways has taken the wish."""
         return self._taken.is_set()

@@ -19,6 +19,7 @@
     │   ├── SshUnavailable           (transient) nothing answers there, or not yet
     │   ├── HostKeyRefused           whoever answers is not proven to be the instance
     │   └── AuthenticationRefused    the instance is proven, and does not take our key
+    ├── RunWaiting                   taken back, and no room for it now: a client must come back
     ├── FollowingLost                the run goes on, and we cannot watch it any more
     └── CleanupError                 an instance may still be billing: .instance, .zone
 
@@ -115,6 +116,10 @@ class HostKeyRefused(SshError):
 
 class AuthenticationRefused(SshError):
     """The instance answered, proved itself, and does not take our key."""
+
+
+class RunWaiting(GceBackendError):
+    """The run's instance was taken back; no instance bills, and the run can go on later."""
 
 
 class FollowingLost(GceBackendError):

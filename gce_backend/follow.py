@@ -6,25 +6,25 @@ second apart, so following costs a few cents a day.
 
 from __future__ import annotations
 
-import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gce_backend.agent.paths import CANCEL_ATTRIBUTE
-from gce_backend.compute import Compute
+from gce_backend.cancelling import Cancelling
 from gce_backend.console import Console
-from gce_backend.errors import ComputeError, FollowingLost, InstanceNotFound, StorageError
-from gce_backend.interrupts import Detached, Interrupts
-from gce_backend.lifecycle import EndReason, Lifecycle, Phase
+from gce_backend.errors import FollowingLost, StorageError
+from gce_backend.instance_watch import InstanceWatch
+from gce_backend.interrupts import Interrupts
+from gce_backend.lifecycle import EndReason, Phase
+from gce_backend.livelog import LiveLog
 from gce_backend.livesync import LiveSync
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 
 _TICK_SECONDS = 1.0
-_INSTANCE_CHECK_SECONDS = 5.0
 _SILENCE_SECONDS = 60.0  # a heartbeat comes every five
-_GONE = ("TERMINATED", "STOPPED", "SUSPENDED")
+_COLLECTING_SECONDS = 600.0  # the agent collects for five minutes at least, however the bucket is
 
 #: The agent's phases, as lines on the console and as phases of the lifecycle.
 _PHASES = {
@@ -43,58 +43,79 @@ class End:
         status: the agent's status.json, None when the instance left without writing one.
         reason: why there is none; the agent's own reason otherwise.
         detail: one sentence for the user.
+        taken: Compute Engine took the instance; nobody asked for that.
+        stopped: the instance is stopped; its disk is there.
     """
 
     status: dict[str, Any] | None
     reason: EndReason
     detail: str = ""
+    taken: bool = False
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How patient a follower is, in seconds; the defaults are for a run submitted earlier.
+
+    Args:
+        boot_seconds: from when the instance is seen running to its first sign of life.
+        grace_seconds: from SIGTERM to SIGKILL on the instance.
+        cancel_seconds: from a cancel to giving the agent up; None: what its own limits add up to.
+        sync_seconds: how long a tracking store may stay away at the end.
+    """
+
+    boot_seconds: float = 600.0
+    grace_seconds: float = 30.0
+    cancel_seconds: float | None = None
+    sync_seconds: float = 120.0
 
 
 class Follower:
-    """Follows one submission until its status is there or its instance is gone.
+    """Follows one attempt until its status is there or its instance is gone.
 
     Args:
-        boot_seconds: how long the first sign of life may take.
+        entered: told of every phase of the lifecycle, with unix seconds.
     """
 
     def __init__(
         self,
         submission: Submission,
         storage: Storage,
-        compute: Compute,
+        watch: InstanceWatch,
         *,
-        life: Lifecycle,
+        cancelling: Cancelling,
+        entered: Callable[[Phase, float], None],
         console: Console,
         interrupts: Interrupts,
         live: LiveSync,
-        boot_seconds: float,
-        grace_seconds: float,
+        log: LiveLog,
+        limits: Limits,
     ) -> None:
         self._submission = submission
         self._storage = storage
-        self._compute = compute
-        self._life = life
+        self._watch = watch
+        self._cancelling = cancelling
+        self._entered = entered
         self._console = console
         self._interrupts = interrupts
         self._live = live
-        self._boot_deadline = submission.created_at + boot_seconds
-        self._grace_seconds = grace_seconds
-        self._log_piece = 0
+        self._limits = limits
+        self._log = log
+        self._started = time.monotonic()
         self._shown: list[tuple[str, float]] = []
-        self._instance_checked_at = 0.0
         self._cancelled_at: float | None = None
         self._bucket_is_away = False
-        self._heartbeat_at = 0.0
+        self._heartbeat: dict[str, Any] = {}
 
     def follow(self) -> End:
-        """Block until the run has ended.
+        """Block until the attempt has ended.
 
         Raises:
-            Detached: a signal asked to leave; the run goes on.
             FollowingLost: the bucket refused for good; the run goes on.
         """
         while True:
-            self._heed_signals()
+            self._heed_cancel()
             try:
                 if (end := self._look()) is not None:
                     return end
@@ -109,16 +130,21 @@ class Follower:
             self._interrupts.sleep(_TICK_SECONDS)
 
     def _look(self) -> End | None:
-        """Read what is new; the run's end when it has come."""
+        """Read what is new; the attempt's end when it has come."""
         # The instance first: when it is gone, everything it wrote is readable.
-        gone = self._instance_is_gone()
+        loss = self._watch.look()
         self._show_phases()
-        self._print_log()
-        if (status := self._storage.read_json(self._submission.paths.status)) is not None:
-            self._print_log()
+        self._log.show_new()
+        status = self._storage.read_json(self._submission.paths.status)
+        if status is not None and int(status.get("attempt", 1)) >= self._submission.attempt:
+            self._log.finish()
             self._show_last_phase(status)
-            return End(status, EndReason(status["end_reason"]), status.get("message", ""))
-        return End(None, EndReason.INSTANCE_LOST, gone) if gone else None
+            reason = EndReason(status["end_reason"])
+            return End(status, reason, status.get("message", ""), taken=True)
+        if loss is None:
+            return None
+        self._log.finish()
+        return End(None, loss.reason, loss.detail, taken=loss.taken, stopped=loss.stopped)
 
     def _bucket_did_not_answer(self, error: StorageError) -> None:
         if not error.transient or time.time() > self._submission.deadline:
@@ -132,60 +158,55 @@ class Follower:
             self._bucket_is_away = False
             self._console.warn("the bucket answers again")
 
-    def _heed_signals(self) -> None:
-        code = self._interrupts.detach_exit_code
-        if code is not None:
-            raise Detached(
-                f"detached from run {self._submission.run_id}; it goes on, and its instance "
-                f"{self._submission.instance!r} deletes itself at the end. Come back with:\n"
-                f"  mlflow-gce attach {self._submission.run_id}",
-                exit_code=code,
-            )
-        if self._interrupts.wants_cancel and self._cancelled_at is None:
+    def _heed_cancel(self) -> None:
+        if self._interrupts.wants_cancel and not self._cancelling.is_asked:
             self._console.warn(
                 "cancelling: the training is ended and its results are saved; "
                 "Ctrl-C once more leaves without waiting"
             )
-            if request_cancel(self._submission, self._storage, self._compute):
-                self._cancelled_at = time.monotonic()
-
-    def _instance_is_gone(self) -> str | None:
-        """What became of the instance, or None while it is there (or cannot be asked)."""
-        if time.monotonic() - self._instance_checked_at < _INSTANCE_CHECK_SECONDS:
-            return None
-        self._instance_checked_at = time.monotonic()
-        name = self._submission.instance
-        try:
-            status = self._compute.get(self._submission.zone, name).get("status")
-        except InstanceNotFound:
-            return f"instance {name!r} no longer exists (404), and it left no status"
-        except ComputeError:
-            return None  # no answer is no news; the bucket still tells how the run goes
-        return f"instance {name!r} is {status}, and it left no status" if status in _GONE else None
+            self._cancelling.ask()
+        if self._cancelling.is_taken and self._cancelled_at is None:
+            self._cancelled_at = time.monotonic()
 
     def _too_late(self) -> End | None:
-        if not self._shown and time.time() > self._boot_deadline:
+        limits = self._limits
+        since = self._watch.running_since
+        if since is None:  # an insert waits for its turn, or Compute Engine does not answer
+            since = self._started + limits.boot_seconds
+        if not self._shown and time.monotonic() > since + limits.boot_seconds:
             return End(None, EndReason.BOOT_TIMEOUT, "the instance gave no sign of life in time")
-        if self._cancelled_at is not None and self._life.phase is not Phase.COLLECTING:
+        if self._cancelled_at is not None:
             waited = time.monotonic() - self._cancelled_at
-            is_silent = time.time() - self._heartbeat_at > _SILENCE_SECONDS
-            if waited > 2 * self._grace_seconds + 60 and is_silent:
-                detail = f"the instance did not react to the cancel within {waited:.0f} s"
-                return End(None, EndReason.CANCELLED, detail)
+            if waited > self._cancel_limit():
+                return End(None, EndReason.CANCELLED, self._wedged(waited))
         if time.time() > self._submission.deadline:
             return End(None, EndReason.DEADLINE, "the instance's deadline has passed")
         return None
 
-    def _print_log(self) -> None:
-        for number, piece in self._storage.read_log(self._submission.paths, self._log_piece):
-            self._console.log(piece)
-            self._log_piece = number
+    def _cancel_limit(self) -> float:
+        """How long a cancelled agent may take: one that shows life has its results to save."""
+        if self._limits.cancel_seconds is not None:
+            return self._limits.cancel_seconds
+        least = 2 * self._limits.grace_seconds + 60
+        is_silent = time.time() - self._heartbeat.get("at", 0.0) > _SILENCE_SECONDS
+        return least if is_silent else least + _COLLECTING_SECONDS
+
+    def _wedged(self, waited: float) -> str:
+        """What is known when an agent is given up: what it did, and so what may be lost."""
+        at = self._heartbeat.get("at")
+        said = time.strftime("%H:%M:%S", time.localtime(at)) if at else "never"
+        return (
+            f"the agent did not end the run within {waited:.0f} s of the cancel (its last sign of "
+            f"life: {said}). What it had uploaded by then is in the bucket; the rest is lost"
+        )
 
     def _show_phases(self) -> None:
-        heartbeat = self._storage.read_json(self._submission.paths.heartbeat)
-        self._heartbeat_at = float((heartbeat or {}).get("at", 0.0))
-        phases = (heartbeat or {}).get("phases", [])
-        for item in phases[len(self._shown) :]:
+        heartbeat = self._storage.read_json(self._submission.paths.heartbeat) or {}
+        if int(heartbeat.get("attempt", 1)) != self._submission.attempt:
+            return  # an earlier attempt's last
+        self._watch.is_known = True
+        self._heartbeat = heartbeat
+        for item in heartbeat.get("phases", [])[len(self._shown) :]:
             self._enter(item["phase"], float(item["at"]))
 
     def _enter(self, name: str, at: float) -> None:
@@ -195,7 +216,7 @@ class Follower:
         else:
             self._console.phase("booted", at - self._submission.created_at)
         self._shown.append((name, at))
-        self._life.catch_up(_PHASES[name], at=at)
+        self._entered(_PHASES[name], at)
         if name == "running":
             self._console.phase("running", None)
             self._live.mark_running()
@@ -216,19 +237,3 @@ def following_lost(submission: Submission, error: StorageError) -> FollowingLost
         "deleted itself. When this is mended, run:\n"
         f"  mlflow-gce attach {submission.run_id}"
     )
-
-
-def request_cancel(submission: Submission, storage: Storage, compute: Compute) -> bool:
-    """Ask the agent to end the run: at once through metadata, within seconds through the bucket.
-
-    Returns:
-        Whether one of the two took the wish.
-    """
-    is_asked = False
-    with contextlib.suppress(StorageError):
-        storage.put(submission.paths.cancel, b"cancel\n")
-        is_asked = True
-    with contextlib.suppress(ComputeError):
-        compute.set_metadata(submission.zone, submission.instance, CANCEL_ATTRIBUTE, "1")
-        is_asked = True
-    return is_asked

@@ -58,17 +58,19 @@ class LiveSync:
                 if self._running.is_set() and not told_running:
                     self._tracking.set_running(self._run_id)
                     told_running = True
-            except GceBackendError as error:
+            except Exception as error:
+                # MLflow lets through what its drivers raise; none of it may end this thread.
                 self._went_away(error)
                 pause = min(pause * 2, _MOST_PAUSE_SECONDS)
             else:
                 self._came_back()
                 pause = _PAUSE_SECONDS
 
-    def _went_away(self, error: GceBackendError) -> None:
+    def _went_away(self, error: Exception) -> None:
         if not self._is_away:
             self._is_away = True
-            self._warn(f"{error}\nThe training goes on; its metrics wait in the bucket")
+            told = str(error) if isinstance(error, GceBackendError) else repr(error)
+            self._warn(f"{told}\nThe training goes on; its metrics wait in the bucket")
 
     def _came_back(self) -> None:
         if self._is_away:
@@ -85,14 +87,15 @@ def until_store_answers(write: Callable[[], None], run_id: str, *, seconds: floa
     try:
         retry(
             write,
-            is_transient=lambda error: isinstance(error, TrackingError),
+            is_transient=lambda error: isinstance(error, TrackingError) and error.transient,
             seconds=seconds,
             first=_PAUSE_SECONDS,
             most=_MOST_PAUSE_SECONDS,
         )
     except TrackingError as error:
+        what = f"stayed away for {seconds:.0f} s" if error.transient else "refuses"
         raise TrackingError(
-            f"the tracking store stayed away for {seconds:.0f} s ({error}). Nothing is lost: "
+            f"the tracking store {what} ({error}). Nothing is lost: "
             "metrics, parameters and artifacts are in the bucket. When the store is back, run:\n"
             f"  mlflow-gce sync {run_id}"
         ) from error

@@ -1,37 +1,60 @@
-"""Asking for the instance of one attempt: zone after zone, and none left behind on the way."""
+"""Asking for the instance of one attempt: zone after zone, machine after machine, none left behind.
+
+::
+
+    no capacity            next zone; after the last one the next machine of the list
+    quota of a region      its other zones are passed over
+    quota of all regions, permission, bad request     stop: no zone would answer otherwise
+    no answer, no end      stop: delete by name, and let an instance that comes late end itself
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gce_backend.agent.paths import RunPaths
+from gce_backend.budget import usd_per_hour
 from gce_backend.compute import Compute
 from gce_backend.config import Settings
 from gce_backend.console import Console
 from gce_backend.errors import (
+    AlreadyExists,
     CleanupError,
     ComputeError,
     GceBackendError,
     NoCapacity,
     PermissionDenied,
     QuotaExceeded,
+    SshError,
+    StorageError,
 )
+from gce_backend.history import Event, History
 from gce_backend.instance import Agent, insert_body, instance_name, lifetime_seconds
 from gce_backend.interrupts import Interrupts
-from gce_backend.prices import price
+from gce_backend.lifecycle import Phase
+from gce_backend.presence import this_client
+from gce_backend.ssh_state import SshState
+from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 from gce_backend.tracking import Tracking
 
-ATTEMPT = 1  # a further attempt, after a preemption, would be the next
+ATTEMPT = 1  # of a run that has just been made
 
 # The label a reaper goes by counts from the submit, the instance's own run time from RUNNING.
 _BOOT_SLACK_SECONDS = 900
 
 
 class InstanceRequest:
-    """Asks for the instance of one attempt, in zone after zone."""
+    """Asks for the instance of one attempt.
+
+    Args:
+        attempt: which one, from 1.
+        avoid: a zone to ask last: the one that an earlier attempt was taken back in.
+        storage: the run's bucket; opened when it is needed, if none is given.
+    """
 
     def __init__(
         self,
@@ -41,6 +64,10 @@ class InstanceRequest:
         tracking: Tracking,
         console: Console,
         interrupts: Interrupts,
+        *,
+        attempt: int = ATTEMPT,
+        avoid: str = "",
+        storage: Storage | None = None,
     ) -> None:
         self._settings = settings
         self._agent = agent
@@ -48,54 +75,73 @@ class InstanceRequest:
         self._tracking = tracking
         self._console = console
         self._interrupts = interrupts
+        self._attempt = attempt
+        self._avoid = avoid
+        self._storage = storage or Storage(settings.bucket, project=settings.project)
         self._compute = Compute(settings.project, endpoint=settings.endpoints.compute)
 
     def in_first_zone_with_room(self) -> Submission:
-        """Create the instance; zones without room or quota are passed over."""
-        refused: list[GceBackendError] = []
-        for zone in self._settings.zones:
-            if _is_pointless(zone, refused):
-                continue
-            try:
-                return self._in(zone)
-            except (NoCapacity, QuotaExceeded) as error:
-                self._console.warn(f"{error}; trying the next zone")
-                refused.append(error)
-                if isinstance(error, QuotaExceeded) and error.is_global:
-                    break
+        """Create the instance.
+
+        Raises:
+            NoCapacity, QuotaExceeded, PermissionDenied, ComputeError: no instance exists.
+            CleanupError: one may.
+        """
+        refused: list[tuple[Settings, str, GceBackendError]] = []
+        for settings in self._settings.choices:
+            for zone in sorted(settings.zones, key=lambda each: each == self._avoid):
+                if _is_pointless(settings, zone, refused):
+                    continue
+                try:
+                    return self._in(settings, zone)
+                except (NoCapacity, QuotaExceeded) as error:
+                    refused.append((settings, zone, error))
+                    if isinstance(error, QuotaExceeded) and error.is_global:
+                        raise _nowhere(self._settings, refused) from error
+                    self._console.warn(f"{error}; trying the next zone")
+                except PermissionDenied as error:
+                    raise PermissionDenied(_who_may(self._settings, error)) from error
         raise _nowhere(self._settings, refused)
 
-    def _in(self, zone: str) -> Submission:
-        settings, run_id, now = self._settings, self._paths.run_id, time.time()
+    def _in(self, settings: Settings, zone: str) -> Submission:
+        run_id, now = self._paths.run_id, time.time()
         submission = Submission(
             run_id=run_id,
             project=settings.project,
             zone=zone,
-            instance=instance_name(run_id, ATTEMPT),
+            instance=instance_name(run_id, self._attempt),
             bucket=settings.bucket,
             paths=self._paths,
             tracking_uri=self._tracking.uri,
             deadline=now + lifetime_seconds(settings) + _BOOT_SLACK_SECONDS,
             created_at=now,
             usd_per_hour=usd_per_hour(settings, zone),
+            attempt=self._attempt,
+            client=this_client(),
+            ssh_via=settings.gce.ssh_via,
         )
         # The intent is written down before the insert: whoever comes after a crash knows where
         # to look.
-        self._tracking.set_tags(run_id, submission.tags())
+        machine_type = {"gce.machine_type": settings.machine.machine_type}
+        self._tracking.set_tags(run_id, {**submission.tags(), **machine_type})
+        History(self._storage, self._paths).record(
+            Event(self._attempt, Phase.CREATING, now, "", zone, submission.instance)
+        )
         body = insert_body(
             settings,
             zone,
             run_id=run_id,
-            attempt=ATTEMPT,
+            attempt=self._attempt,
             spec_uri=f"gs://{settings.bucket}/{self._paths.spec}",
             agent=self._agent,
             deadline=submission.deadline,
             run_name=str(self._tracking.get_run(run_id).info.run_name),
+            ssh_key=self._ssh_key(submission),
         )
         # From here on there is something to detach from: signals leave a wish, also after this.
         self._interrupts.defer()
         try:
-            with _deleted_on_error(self._compute, submission):
+            with self._deleted_on_error(submission):
                 self._compute.insert(zone, body)
         except BaseException:
             self._interrupts.defer(False)
@@ -103,23 +149,72 @@ class InstanceRequest:
         self._console.phase("created", time.time() - now, submission.resource)
         return submission
 
+    def _ssh_key(self, submission: Submission) -> str | None:
+        """The public half of a key for this instance alone; no run fails for want of one."""
+        if submission.ssh_via == "none":
+            return None
+        try:
+            return SshState(submission.run_id).make_key(submission.deadline)
+        except SshError as error:
+            self._console.warn(f"{error}. The run goes on without SSH")
+            return None
 
-def _is_pointless(zone: str, refused: list[GceBackendError]) -> bool:
-    """A quota belongs to a region: its other zones would answer the same."""
-    region = zone.rpartition("-")[0]
-    return any(isinstance(e, QuotaExceeded) and region in str(e) for e in refused)
+    @contextmanager
+    def _deleted_on_error(self, submission: Submission) -> Iterator[None]:
+        """Whatever goes wrong while an instance is created, none is left behind.
+
+        An insert whose reply got lost, or whose operation timed out, may take effect even after
+        the delete; such an instance finds the run cancelled and deletes itself.
+        """
+        try:
+            yield
+        except (PermissionDenied, AlreadyExists):
+            raise  # refused before anything was made; what bears the name is not ours
+        except (NoCapacity, QuotaExceeded) as error:
+            delete(self._compute, submission, because=str(error))
+            raise
+        except BaseException as error:
+            if not isinstance(error, ComputeError) or error.transient:
+                with contextlib.suppress(StorageError):
+                    self._storage.put(self._paths.cancel, b"the insert was given up\n")
+            delete(self._compute, submission, because=str(error))
+            raise
 
 
-def _nowhere(settings: Settings, refused: list[GceBackendError]) -> GceBackendError:
-    what = f"{settings.machine.machine_type}{' (spot)' if settings.machine.spot else ''}"
-    lines = "\n".join(f"  {error}" for error in refused)
-    quota = next((e for e in refused if isinstance(e, QuotaExceeded)), None)
-    if quota is not None:
-        region = settings.zones[0].rpartition("-")[0]
+def _is_pointless(
+    settings: Settings, zone: str, refused: list[tuple[Settings, str, GceBackendError]]
+) -> bool:
+    """A quota belongs to a region: its other zones would answer the same machine the same."""
+    return any(
+        isinstance(error, QuotaExceeded)
+        and tried.machine == settings.machine
+        and _region(tried_zone) == _region(zone)
+        for tried, tried_zone, error in refused
+    )
+
+
+def _region(zone: str) -> str:
+    return zone.rpartition("-")[0]
+
+
+def _nowhere(
+    settings: Settings, refused: list[tuple[Settings, str, GceBackendError]]
+) -> GceBackendError:
+    machines = dict.fromkeys(tried.machine.machine_type for tried, _, _ in refused)
+    what = f"{' or '.join(machines)}{' (spot)' if settings.machine.spot else ''}"
+    lines = "\n".join(f"  {error}" for _, _, error in refused)
+    quotas = [(zone, e) for _, zone, e in refused if isinstance(e, QuotaExceeded)]
+    if any(error.is_global for _, error in quotas):
+        return QuotaExceeded(
+            f"no quota for {what} in any region. No instance exists. What came back:\n{lines}\n"
+            f"See: gcloud compute project-info describe --project {settings.project}",
+            is_global=True,
+        )
+    if quotas:
+        region = _region(quotas[0][0])
         return QuotaExceeded(
             f"no quota for {what}. No instance exists. What came back:\n{lines}\n"
-            f"See: gcloud compute regions describe {region} --project {settings.project}",
-            is_global=quota.is_global,
+            f"See: gcloud compute regions describe {region} --project {settings.project}"
         )
     return NoCapacity(
         f"no zone has room for {what} now. No instance exists. What came back:\n{lines}\n"
@@ -127,19 +222,14 @@ def _nowhere(settings: Settings, refused: list[GceBackendError]) -> GceBackendEr
     )
 
 
-@contextmanager
-def _deleted_on_error(compute: Compute, submission: Submission) -> Iterator[None]:
-    """Whatever goes wrong while an instance is created, none is left behind.
-
-    An insert whose reply got lost, or whose operation timed out, may still take effect.
-    """
-    try:
-        yield
-    except PermissionDenied:
-        raise  # refused before anything was made; the delete would be refused as well
-    except BaseException as error:
-        delete(compute, submission, because=str(error))
-        raise
+def _who_may(settings: Settings, error: PermissionDenied) -> str:
+    return (
+        f"{error}. No instance exists. Creating one takes the roles roles/compute.instanceAdmin.v1 "
+        f"and, for the service account {settings.gce.service_account!r}, "
+        "roles/iam.serviceAccountUser. See what you have:\n"
+        f"  gcloud projects get-iam-policy {settings.project} --flatten=bindings[].members "
+        '--filter="bindings.members:$(gcloud config get account)" --format="value(bindings.role)"'
+    )
 
 
 def delete(compute: Compute, submission: Submission, *, because: str = "") -> None:
@@ -151,29 +241,12 @@ def delete(compute: Compute, submission: Submission, *, because: str = "") -> No
     try:
         compute.delete(submission.zone, submission.instance)
     except ComputeError as error:
-        deadline = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(submission.deadline))
         raise CleanupError(
             f"{f'{because}. ' if because else ''}cannot delete instance "
             f"{submission.instance!r} in {submission.zone}: {error}. It may still be billing, "
-            f"until {deadline} at the latest, when Compute Engine deletes it. Run:\n"
-            f"  gcloud compute instances delete {submission.instance} --zone {submission.zone} "
-            f"--project {submission.project}",
+            f"until {submission.deadline_text()} at the latest, when Compute Engine deletes it. "
+            f"Run:\n  gcloud compute instances delete {submission.where}",
             instance=submission.instance,
             zone=submission.zone,
         ) from error
-
-
-def usd_per_hour(settings: Settings, zone: str) -> float | None:
-    """List price of the settings' instance in ``zone``, None where the table does not know it."""
-    machine = settings.machine
-    known = price(
-        machine.machine_type,
-        zone,
-        spot=machine.spot,
-        disk_type=machine.disk_type,
-        disk_gb=machine.disk_gb,
-        accelerator_type=machine.accelerator_type,
-        accelerators=machine.gpus,
-        external_ip=settings.gce.external_ip,
-    )
-    return known.usd_per_hour if known else None
+    SshState(submission.run_id).forget()

@@ -1,4 +1,4 @@
-"""The heart: follow a run to its end, prove its results, delete its instance, tell MLflow.
+"""The heart: one attempt after another, from the instance to its proven end.
 
 The order of the last steps is the product's promise: results proven, then the delete, then a GET
 that says 404, and only then the words "deleted" and "finished". The tracking store comes last; an
@@ -8,10 +8,12 @@ instance never waits for it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-from gce_backend.agent.paths import RUN_LABEL
+from gce_backend.attempts import Attempts
+from gce_backend.cancelling import Cancelling
 from gce_backend.compute import Compute
 from gce_backend.config import Endpoints
 from gce_backend.console import Console
@@ -19,31 +21,33 @@ from gce_backend.errors import (
     CleanupError,
     ComputeError,
     GceBackendError,
+    InstanceNotFound,
     ResultsUnverified,
     StorageError,
+    TrackingError,
 )
-from gce_backend.follow import End, Follower, following_lost, request_cancel
+from gce_backend.follow import End, Follower, Limits, following_lost
+from gce_backend.history import Event, History, seconds_used
+from gce_backend.instance_watch import InstanceWatch
 from gce_backend.interrupts import Interrupts
-from gce_backend.lifecycle import OUTCOME, EndReason, Lifecycle, Phase
+from gce_backend.lifecycle import EndReason, Lifecycle, Phase
+from gce_backend.livelog import LiveLog
 from gce_backend.livesync import LiveSync, until_store_answers
-from gce_backend.prices import Price
+from gce_backend.proof import unproven
 from gce_backend.request import delete
+from gce_backend.ssh_access import SshAccess
+from gce_backend.ssh_route import Route
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
+from gce_backend.summary import LOG_TAIL_BYTES, indented, log_tail, summarize
 from gce_backend.sync import JournalApplier
-from gce_backend.tracking import Tracking
+from gce_backend.tracking import END_REASON_TAG, Tracking
 
-_LOG_TAIL_BYTES = 4_000
-_SYNC_SECONDS = 120.0
+__all__ = ["Limits", "Result", "Runner"]
 
-
-@dataclass(frozen=True)
-class Limits:
-    """How patient a follower is, in seconds; the defaults are for a run submitted earlier."""
-
-    boot_seconds: float = 600.0
-    grace_seconds: float = 30.0
-    sync_seconds: float = _SYNC_SECONDS
+_MOST_RESTARTS = 2
+_RESTARTS_TAG = "gce.restarts"
+_TERMINAL = ("FINISHED", "FAILED", "KILLED")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,11 @@ class Result:
 
 
 class Runner:
-    """One submitted run, followed from this process."""
+    """One submitted run, followed from this process.
+
+    Attributes:
+        submission: the current attempt's.
+    """
 
     def __init__(
         self,
@@ -64,13 +72,15 @@ class Runner:
         *,
         endpoints: Endpoints,
         console: Console,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
     ) -> None:
         self.submission = submission
         self._console = console
-        self._limits = limits
-        self._storage = Storage(submission.bucket, project=submission.project)
-        self._compute = Compute(submission.project, endpoint=endpoints.compute)
+        self._limits = limits or Limits()
+        self._endpoints = endpoints
+        bucket, project = submission.bucket, submission.project
+        self._storage = Storage(bucket, project=project)
+        self._compute = Compute(project, endpoint=endpoints.compute)
         self._tracking = Tracking(submission.tracking_uri)
         self._applier = JournalApplier(
             self._storage,
@@ -78,7 +88,16 @@ class Runner:
             tracking_uri=submission.tracking_uri,
             run_id=submission.run_id,
         )
+        brief = Storage(bucket, project=project, retry_seconds=5.0)
+        self._history = History(brief, submission.paths)
+        self._attempts = Attempts(
+            self._storage, self._tracking, self._history, endpoints=endpoints, console=console
+        )
         self._life = Lifecycle(phase=Phase.CREATING)
+        self._step = "is being followed"
+        self._wants_cancel = False
+
+    # ------------------------------------------------------------------ what commands ask for
 
     def follow(self, interrupts: Interrupts) -> Result:
         """Follow to the end; return once the instance is gone and MLflow knows how it ended.
@@ -87,46 +106,47 @@ class Runner:
             Detached: a signal asked to leave; the run goes on by itself.
             ResultsUnverified: the bucket lacks something; the instance is kept until its deadline.
             CleanupError: an instance may still bill.
+            RunWaiting: the run was taken back, and there is no room for it now.
             FollowingLost: the bucket refused for good; the run goes on by itself.
             TrackingError: the store stayed away; everything is safe in the bucket.
         """
-        with interrupts.deferred():
-            with LiveSync(
-                self._applier, self._tracking, self.submission.run_id, self._console.warn
-            ) as live:
-                end = Follower(
-                    self.submission,
-                    self._storage,
-                    self._compute,
-                    life=self._life,
-                    console=self._console,
-                    interrupts=interrupts,
-                    live=live,
-                    boot_seconds=self._limits.boot_seconds,
-                    grace_seconds=self._limits.grace_seconds,
-                ).follow()
-            try:
-                serial = self._prove_and_delete(end)
-            except ResultsUnverified:
-                raise
-            except StorageError as error:
-                raise following_lost(self.submission, error) from error
+        with interrupts.deferred(), interrupts.leaving(self._left):
+            if (ended := self._ended_before()) is not None:
+                return ended
+            end, serial = self._attempt_after_attempt(interrupts)
             result = self._result(end, serial)
+            self._step = "has ended, and MLflow is told how"
             self._write_end(end.reason, end.status)
-            self._summarize(end)
+            summarize(
+                self.submission,
+                end.reason,
+                self._seconds(),
+                tracking=self._tracking,
+                compute=self._compute,
+                console=self._console,
+            )
             return result
 
-    def sync(self) -> None:
-        """Apply what the bucket has of the run to the store; its end too, when it has ended."""
-        status = self._storage.read_json(self.submission.paths.status)
+    def sync(self) -> int:
+        """Apply what the bucket has of the run to the store; its end too, when it has ended.
+
+        Returns:
+            How many records of the journal were applied.
+        """
+        status = self._status()
         if status is None:
-            self._applier.apply_new()
-        else:
-            self._write_end(self._proven_reason(status), status)
+            records = self._applier.apply_new()
+            self._note_loss()
+            return records
+        end = End(status, EndReason(status["end_reason"]), taken=True)
+        if self._attempts.goes_on(self.submission, end):
+            self._attempts.mark_waiting(self.submission, end)
+            return self._applier.apply_new()
+        return self._write_end(self._proven_reason(status), status)
 
     def cancel(self, interrupts: Interrupts) -> Result:
         """Ask for the end and follow until it is reached."""
-        request_cancel(self.submission, self._storage, self._compute)
+        self._wants_cancel = True
         return self.follow(interrupts)
 
     def delete_now(self) -> None:
@@ -135,11 +155,95 @@ class Runner:
         What had not reached the bucket is lost.
         """
         self._delete()
-        status = self._storage.read_json(self.submission.paths.status)
+        status = self._status()
+        if status is None and self._recorded_end() is not None:
+            return  # it had ended before, and this changes nothing about how
         reason = self._proven_reason(status) if status else EndReason.CANCELLED
-        self._write_end(reason, status)
+        self._write_end(EndReason.CANCELLED if reason is EndReason.PREEMPTED else reason, status)
 
-    def _prove_and_delete(self, end: End) -> str:
+    # ------------------------------------------------------------------ attempts
+
+    def _attempt_after_attempt(self, interrupts: Interrupts) -> tuple[End, str]:
+        """How the last attempt ended, and the serial output of one that left no status."""
+        with (
+            LiveSync(
+                self._applier, self._tracking, self.submission.run_id, self._console.warn
+            ) as live,
+            LiveLog(self.submission, self._storage, self._ssh_access(), self._console) as log,
+        ):
+            while True:
+                end = self._follow_one(interrupts, live, log)
+                if end.stopped and end.taken and self._start_again(end):
+                    continue
+                try:
+                    goes_on = not interrupts.wants_cancel and self._goes_on(end)
+                    serial = self._prove_and_delete(end, goes_on=goes_on)
+                except ResultsUnverified:
+                    raise
+                except StorageError as error:
+                    raise following_lost(self.submission, error) from error
+                if not goes_on:
+                    return self._told_otherwise(end, interrupts), serial
+                self._console.warn(f"{end.detail}: going on from the last checkpoint")
+                self.submission = self._attempts.next(self.submission, interrupts)
+                self._life = Lifecycle(phase=Phase.CREATING)
+
+    def _follow_one(self, interrupts: Interrupts, live: LiveSync, log: LiveLog) -> End:
+        """One attempt, to the end of its instance's work."""
+        here = self.submission
+        self._step = "goes on by itself"
+        brief = Compute(here.project, endpoint=self._endpoints.compute, retry_seconds=0.0)
+        cancelling = Cancelling(here, self._storage, self._compute)
+        if self._wants_cancel:
+            cancelling.ask()
+        try:
+            return Follower(
+                here,
+                self._storage,
+                InstanceWatch(here, brief),
+                cancelling=cancelling,
+                entered=self._enter,
+                console=self._console,
+                interrupts=interrupts,
+                live=live,
+                log=log,
+                limits=self._limits,
+            ).follow()
+        finally:
+            cancelling.close()
+
+    def _goes_on(self, end: End) -> bool:
+        if self._wants_cancel or not self._attempts.goes_on(self.submission, end):
+            return False
+        self._step = "waits for a client, its checkpoint in the bucket"
+        self._attempts.mark_waiting(self.submission, end)
+        return True
+
+    def _told_otherwise(self, end: End, interrupts: Interrupts) -> End:
+        """A run that somebody cancelled while its instance was taken ended because of the one."""
+        is_cancelled = self._wants_cancel or interrupts.wants_cancel
+        if is_cancelled and end.reason in (EndReason.PREEMPTED, EndReason.INSTANCE_LOST):
+            return replace(end, reason=EndReason.CANCELLED)
+        return end
+
+    def _start_again(self, end: End) -> bool:
+        """Boot an instance whose host failed: its disk has everything, and its agent goes on."""
+        here = self.submission
+        with suppress(GceBackendError):
+            tags = self._tracking.get_run(here.run_id).data.tags
+            restarts = int(tags.get(_RESTARTS_TAG, 0))
+            if restarts >= _MOST_RESTARTS or self._wants_cancel:
+                return False
+            self._console.warn(f"{end.detail}: starting it again")
+            self._compute.start(here.zone, here.instance)
+            self._record(Phase.BOOTING, time.time(), f"started again: {end.detail}")
+            self._tracking.set_tags(here.run_id, {_RESTARTS_TAG: str(restarts + 1)})
+            return True
+        return False
+
+    # ------------------------------------------------------------------ the last steps
+
+    def _prove_and_delete(self, end: End, *, goes_on: bool) -> str:
         """Results proven, instance deleted, 404 seen; in that order.
 
         Returns:
@@ -147,39 +251,38 @@ class Runner:
         """
         here = self.submission
         self._life.end(end.reason)
-        if end.status is not None:
+        # What a preempted attempt could not save went with its instance: there is nothing to keep.
+        is_taken = goes_on or end.reason is EndReason.PREEMPTED
+        if end.status is not None and not is_taken:
             if missing := self._unproven(end.status):
                 self._keep(missing, end)
         elif end.reason is EndReason.INSTANCE_LOST and self._is_there():
             self._keep([f"{here.uri}/status.json"], end)
+        if end.reason is EndReason.SUBMIT_FAILED:
+            # An insert that is still under way makes an instance that ends itself.
+            self._storage.put(here.paths.cancel, b"the insert was given up\n")
         serial = "" if end.status else self._compute.serial_output(here.zone, here.instance)
         try:
             self._delete()
         except CleanupError:
-            self._try_to_write_end(end.reason, end.status)
+            if not goes_on:
+                self._try_to_write_end(end.reason, end.status)
             raise
         return serial
 
     def _proven_reason(self, status: dict[str, Any]) -> EndReason:
         """How a run ended by its status.json; without proof of its results it is no success."""
-        if self._unproven(status):
+        reason = EndReason(status["end_reason"])
+        if reason is not EndReason.PREEMPTED and self._unproven(status):
             return EndReason.RESULTS_UNVERIFIED
-        return EndReason(status["end_reason"])
+        return reason
 
     def _unproven(self, status: dict[str, Any]) -> list[str]:
         """What the agent or the bucket itself says is missing; empty when everything is there."""
-        if not status.get("verified"):
-            return list(status.get("missing") or ["the agent could not verify its uploads"])
-        manifest = self._storage.read_json(self.submission.paths.manifest)
-        if manifest is None:
-            return [f"{self.submission.uri}/manifest.json"]
         started = time.monotonic()
-        missing = self._storage.verify(manifest)
+        missing = unproven(self._storage, self.submission.paths, status)
         if not missing:
-            count, size = len(manifest["objects"]), sum(o["size"] for o in manifest["objects"])
-            self._console.phase(
-                "verified", time.monotonic() - started, f"{count} objects, {size / 1e6:.1f} MB"
-            )
+            self._console.phase("verified", time.monotonic() - started)
         return missing
 
     def _keep(self, missing: list[str], end: End) -> None:
@@ -197,19 +300,18 @@ class Runner:
         here = self.submission
         if not self._is_there():
             return f"Instance {here.instance!r} no longer exists; nothing bills."
-        where = f"--zone {here.zone} --project {here.project}"
         if end.status is None:
             return (
                 f"{end.detail}. Its disk is kept, and bills, with what had not been uploaded. "
                 "To boot it again, so that its agent uploads the rest and deletes it, run:\n"
-                f"  gcloud compute instances start {here.instance} {where}\n"
+                f"  gcloud compute instances start {here.where}\n"
                 f"  mlflow-gce attach {here.run_id}"
             )
-        deadline = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(here.deadline))
         return (
-            f"Instance {here.instance!r} in {here.zone} is kept and still bills, until {deadline} "
-            "at the latest. To fetch the files from it, then delete it, run:\n"
-            f"  gcloud compute scp --recurse {where} {here.instance}:/var/lib/mlflow-gce rescued\n"
+            f"Instance {here.instance!r} in {here.zone} is kept and still bills, until "
+            f"{here.deadline_text()} at the latest. To fetch the files from it, then delete it, "
+            f"run:\n  gcloud compute scp --recurse --zone {here.zone} --project {here.project} "
+            f"{here.instance}:/var/lib/mlflow-gce rescued\n"
             f"  mlflow-gce stop --now {here.run_id}"
         )
 
@@ -221,16 +323,106 @@ class Runner:
             return True
 
     def _delete(self) -> None:
-        self._life.catch_up(Phase.DELETING, at=time.time())
+        self._step = "has ended, and its instance is being deleted"
+        self._enter(Phase.DELETING, time.time())
         started = time.monotonic()
         try:
             delete(self._compute, self.submission)
         except CleanupError:
-            self._life.advance(Phase.ORPHANED, at=time.time())
+            self._enter(Phase.ORPHANED, time.time())
             raise
-        self._life.advance(Phase.DELETED, at=time.time())
+        self._enter(Phase.DELETED, time.time())
         self._console.phase(
             "deleted", time.monotonic() - started, f"{self.submission.instance}: GET says 404"
+        )
+
+    # ------------------------------------------------------------------ what is known
+
+    def _ended_before(self) -> Result | None:
+        """How a run ended that has left nothing to follow: no status, and no instance.
+
+        What is written of its end stays: nothing that could be found out now is better.
+        """
+        reason = self._recorded_end()
+        if reason is None or self._status() is not None:
+            return None
+        try:
+            self._compute.get(self.submission.zone, self.submission.instance)
+        except InstanceNotFound:
+            code = 130 if reason is EndReason.CANCELLED else 1
+            told = f"run {self.submission.run_id} ended before: {reason.value.replace('_', ' ')}"
+            return Result(reason, code, f"{told}. No instance of it exists")
+        except ComputeError:
+            pass  # the follower asks again
+        return None
+
+    def _recorded_end(self) -> EndReason | None:
+        """The end that MLflow knows of, if the run is terminal there."""
+        try:
+            run = self._tracking.get_run(self.submission.run_id)
+        except TrackingError:
+            return None
+        tag = run.data.tags.get(END_REASON_TAG)
+        if run.info.status not in _TERMINAL or tag is None:
+            return None
+        return EndReason(tag)
+
+    def _status(self) -> dict[str, Any] | None:
+        """The current attempt's status.json; an earlier one's says nothing of it."""
+        status = self._storage.read_json(self.submission.paths.status)
+        if status is None or int(status.get("attempt", 1)) < self.submission.attempt:
+            return None
+        return dict(status)
+
+    def _note_loss(self) -> None:
+        """Write down the end of an instance that is gone and left no status."""
+        loss = InstanceWatch(self.submission, self._compute).look()
+        if loss is None or loss.stopped or self._status() or self._recorded_end():
+            return
+        end = End(None, loss.reason, loss.detail, taken=loss.taken)
+        if self._attempts.goes_on(self.submission, end):
+            self._attempts.mark_waiting(self.submission, end)
+        else:
+            self._write_end(loss.reason, None)
+
+    def _enter(self, phase: Phase, at: float) -> None:
+        known = len(self._life.history)
+        self._life.catch_up(phase, at=at)
+        for step in self._life.history[known:]:
+            self._record(step.phase, step.at)
+
+    def _record(self, phase: Phase, at: float, why: str = "") -> None:
+        here = self.submission
+        self._history.record(Event(here.attempt, phase, at, why, here.zone, here.instance))
+
+    def _seconds(self) -> float:
+        """How long the run's instances have existed."""
+        with suppress(StorageError):
+            if (seconds := seconds_used(self._history.read())) > 0:
+                return seconds
+        return self._life.history[-1].at - self.submission.created_at
+
+    def _ssh_access(self) -> SshAccess | None:
+        """For the log's own thread, so with a client of its own; None: there is no SSH."""
+        here = self.submission
+        if here.ssh_via == "none" or here.attempt != 1:
+            return None  # the bucket's log begins with earlier attempts, an instance's does not
+        compute = Compute(here.project, endpoint=self._endpoints.compute)
+        route = Route.of(emulated=self._endpoints.emulated)
+        return SshAccess(here, compute, self._storage, route=route)
+
+    # ------------------------------------------------------------------ what is told
+
+    def _left(self) -> str:
+        here = self.submission
+        own = (
+            f", and its instance {here.instance!r} deletes itself at the end"
+            if self._step == "goes on by itself"
+            else ""
+        )
+        return (
+            f"detached from run {here.run_id}; it {self._step}{own}. Come back with:\n"
+            f"  mlflow-gce attach {here.run_id}"
         )
 
     def _result(self, end: End, serial: str) -> Result:
@@ -238,28 +430,36 @@ class Runner:
             return Result(end.reason, 0, "")
         code = (end.status or {}).get("exit_code")
         exit_code = 130 if end.reason is EndReason.CANCELLED else (code or 1)
-        tail = self._log_tail() or serial[-_LOG_TAIL_BYTES:]
+        tail = log_tail(self._storage, self.submission) or serial[-LOG_TAIL_BYTES:]
         here = self.submission
         message = (
             f"run {here.run_id} ended: {end.reason.value.replace('_', ' ')}. {end.detail}\n"
             f"The instance has been deleted. Log, journal and what was uploaded: {here.uri}"
         )
-        return Result(end.reason, exit_code, f"{message}\n{_indented(tail)}" if tail else message)
+        return Result(end.reason, exit_code, f"{message}\n{indented(tail)}" if tail else message)
 
-    def _write_end(self, reason: EndReason, status: dict[str, Any] | None) -> None:
-        """The journal's rest and how the run ended, into the store as soon as it answers."""
+    def _write_end(self, reason: EndReason, status: dict[str, Any] | None) -> int:
+        """The journal's rest and how the run ended, into the store as soon as it answers.
+
+        Returns:
+            How many records of the journal were applied.
+        """
         run_id = self.submission.run_id
         at = float(status["ended_at"]) if status and status.get("ended_at") else None
         # Files are moved to their final names only once all are proven to be there: an agent that
         # is not done uploads under the old ones.
         proven = reason is not EndReason.RESULTS_UNVERIFIED
         apply = self._applier.finish if proven else self._applier.apply_new
+        records = 0
 
         def write() -> None:
-            apply()
+            nonlocal records
+            records += apply()
             self._tracking.terminate(run_id, reason, at=at)
 
         until_store_answers(write, run_id, seconds=self._limits.sync_seconds)
+        self._attempts.no_longer_waiting(run_id)
+        return records
 
     def _try_to_write_end(self, reason: EndReason, status: dict[str, Any] | None) -> None:
         """As ``_write_end``, where something worse is about to be told."""
@@ -267,52 +467,3 @@ class Runner:
             self._write_end(reason, status)
         except GceBackendError as error:
             self._console.warn(f"MLflow does not know yet how the run ended: {error}")
-
-    def _summarize(self, end: End) -> None:
-        """A look back; whatever it cannot learn changes nothing about how the run ended."""
-        try:
-            self._print_summary(end)
-        except GceBackendError as error:
-            self._console.warn(f"no summary: {error}")
-
-    def _print_summary(self, end: End) -> None:
-        run = self._tracking.get_run(self.submission.run_id)
-        seconds = self._life.history[-1].at - self.submission.created_at
-        rows = {
-            "status": f"{OUTCOME[end.reason].mlflow_status} ({end.reason.value})",
-            **_metrics(run.data.metrics),
-            "instance": f"{seconds:.1f} s from insert to deletion{self._cost(seconds)}",
-            "artifacts": str(run.info.artifact_uri),
-            "log, status": self.submission.uri,
-        }
-        self._console.table(f"run {run.info.run_name} ({run.info.run_id})", rows)
-        self._console.say(f"instances left: {self._instances_left()}")
-
-    def _cost(self, seconds: float) -> str:
-        if self.submission.usd_per_hour is None:
-            return ""
-        usd = Price(self.submission.usd_per_hour).cost(seconds)
-        return f", about ${usd:.4f} by list price"
-
-    def _instances_left(self) -> int:
-        return sum(1 for _ in self._compute.list(f"labels.{RUN_LABEL}={self.submission.run_id}"))
-
-    def _log_tail(self) -> str:
-        """The last lines of the training's log, from its last pieces in the bucket."""
-        try:
-            names = [info.name for info in self._storage.list(self.submission.paths.log_dir)]
-            tail = b"".join(self._storage.read(name) or b"" for name in names[-3:])
-        except StorageError:
-            return ""
-        return tail[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
-
-
-def _metrics(metrics: dict[str, float]) -> dict[str, str]:
-    """The last values of the trainer's own metrics, the accuracies first."""
-    own = {name: value for name, value in metrics.items() if not name.startswith("system/")}
-    ordered = sorted(own, key=lambda name: ("accuracy" not in name, name))
-    return {name: f"{own[name]:.6g}" for name in ordered[:8]}
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  | {line}" for line in text.rstrip().splitlines()[-40:])

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gce_backend.agent.paths import RunPaths
+from gce_backend.blueprint import Blueprint
+from gce_backend.budget import usd_per_hour, within_cost
 from gce_backend.bundle import make_bundle, size_warning
 from gce_backend.config import Settings, is_backend_parameter, load_settings
 from gce_backend.console import Console
@@ -32,7 +34,7 @@ from gce_backend.interrupts import Interrupted, Interrupts
 from gce_backend.lifecycle import EndReason
 from gce_backend.prices import PRICE_DATE
 from gce_backend.project import EntryPoint, Source, entry_point, open_source
-from gce_backend.request import ATTEMPT, InstanceRequest, usd_per_hour
+from gce_backend.request import ATTEMPT, InstanceRequest
 from gce_backend.shipment import Shipment, run_spec, ship
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
@@ -117,8 +119,9 @@ def submit(order: Order, console: Console, interrupts: Interrupts) -> tuple[Subm
                 deadline=time.time() + settings.gce.max_hours * 3600,
             )
             storage.put_json(paths.spec, spec)
+            Blueprint(settings, shipment.agent).save(storage, paths)
             request = InstanceRequest(
-                settings, shipment.agent, paths, tracking, console, interrupts
+                settings, shipment.agent, paths, tracking, console, interrupts, storage=storage
             )
             return request.in_first_zone_with_room(), settings
 
@@ -127,11 +130,13 @@ def _plan(order: Order, source: Source) -> Plan:
     ours = {k: v for k, v in order.parameters.items() if is_backend_parameter(k)}
     theirs = {k: v for k, v in order.parameters.items() if k not in ours}
     entry = entry_point(source, order.entry_point, theirs)
-    settings = load_settings(
-        source.directory,
-        backend_config=order.backend_config,
-        parameters=ours,
-        training_words=entry.hydra_words,
+    settings = within_cost(
+        load_settings(
+            source.directory,
+            backend_config=order.backend_config,
+            parameters=ours,
+            training_words=entry.hydra_words,
+        )
     )
     environment = read_environment(source.directory, order.env_manager)
     recorded = {key: str(value) for key, value in ours.items()}
@@ -195,6 +200,8 @@ def _terminated_on_error(tracking: Tracking, run_id: str) -> Iterator[None]:
         yield
     except BaseException as error:
         reason = next(r for kind, r in _REASONS if isinstance(error, kind))
+        if reason is EndReason.REFUSED and getattr(error, "transient", False):
+            reason = EndReason.SUBMIT_FAILED  # no answer is no refusal
         with contextlib.suppress(TrackingError):  # the first error is the one to tell
             tracking.terminate(run_id, reason)
         raise

@@ -15,11 +15,12 @@ LAYERS = [
     {"commands"},
     {"backend"},
     {"runner", "glance", "overview", "run_finder"},
-    {"reaper"},
+    {"reaper", "attempts"},
     {"follow", "submit"},
     {"livelog", "ssh_access"},
+    {"cancelling", "instance_watch", "summary"},
     {"livesync", "shipment", "request"},
-    {"submission", "sync"},
+    {"submission", "sync", "blueprint"},
     {
         "tracking",
         "compute",
@@ -30,13 +31,15 @@ LAYERS = [
         "proof",
         "forwarding",
         "lease",
+        "history",
+        "budget",
     },
     {"ssh", "ssh_route"},
     {"storage", "bundle", "project", "environment", "config", "provisional", "rest"},
     {"compose", "compute_errors", "storage_errors", "project_files", "run_store", "batch"},
     {"ssh_state", "ssh_frames", "iap"},
     {"interrupts", "console", "credentials"},
-    {"errors", "lifecycle", "polling", "prices", "urls"},
+    {"errors", "lifecycle", "polling", "presence", "prices", "urls"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -1,0 +1,77 @@
+"""A run that has ended, in a few lines: how, what it cost, where everything is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gce_backend.agent.paths import RUN_LABEL
+from gce_backend.compute import Compute
+from gce_backend.console import Console
+from gce_backend.errors import GceBackendError, StorageError
+from gce_backend.lifecycle import OUTCOME, EndReason
+from gce_backend.prices import Price
+from gce_backend.storage import Storage
+from gce_backend.submission import Submission
+from gce_backend.tracking import Tracking
+
+LOG_TAIL_BYTES = 4_000
+
+
+def summarize(
+    submission: Submission,
+    reason: EndReason,
+    seconds: float,
+    *,
+    tracking: Tracking,
+    compute: Compute,
+    console: Console,
+) -> None:
+    """Print the summary; whatever it cannot learn changes nothing about how the run ended.
+
+    Args:
+        seconds: how long the run's instances have existed.
+    """
+    try:
+        run = tracking.get_run(submission.run_id)
+        attempts = f", {submission.attempt} attempts" if submission.attempt > 1 else ""
+        rows = {
+            "status": f"{OUTCOME[reason].mlflow_status} ({reason.value})",
+            **_metrics(run.data.metrics),
+            "instance": f"{seconds:.1f} s from insert to deletion{attempts}"
+            f"{_cost(submission, seconds)}",
+            "artifacts": str(run.info.artifact_uri),
+            "log, status": submission.uri,
+        }
+        console.table(f"run {run.info.run_name} ({run.info.run_id})", rows)
+        left = sum(1 for _ in compute.list(f"labels.{RUN_LABEL}={submission.run_id}"))
+        console.say(f"instances left: {left}")
+    except GceBackendError as error:
+        console.warn(f"no summary: {error}")
+
+
+def log_tail(storage: Storage, submission: Submission) -> str:
+    """The last lines of the training's log, from its last pieces in the bucket."""
+    try:
+        names = [info.name for info in storage.list(submission.paths.log_dir)]
+        tail = b"".join(storage.read(name) or b"" for name in names[-3:])
+    except StorageError:
+        return ""
+    return tail[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"  | {line}" for line in text.rstrip().splitlines()[-40:])
+
+
+def _cost(submission: Submission, seconds: float) -> str:
+    if submission.usd_per_hour is None:
+        return ""
+    return f", about ${Price(submission.usd_per_hour).cost(seconds):.4f} by list price"
+
+
+def _metrics(metrics: dict[str, float]) -> dict[str, Any]:
+    """The last values of the trainer's own metrics, the accuracies first."""
+    not_its_own = ("system/", "gce/")
+    own = {name: value for name, value in metrics.items() if not name.startswith(not_its_own)}
+    ordered = sorted(own, key=lambda name: ("accuracy" not in name, name))
+    return {name: f"{own[name]:.6g}" for name in ordered[:8]}
