@@ -1,0 +1,290 @@
+"""Hydra's side of a sweep: jobs composed here, and ``JobReturn`` as its own launchers give it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import (
+    JobReturn,
+    JobStatus,
+    configure_log,
+    filter_overrides,
+    setup_globals,
+)
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_write
+
+from gce_backend.compose import Composer
+from gce_backend.config import Settings, read_endpoints, settings_of
+from gce_backend.errors import ConfigError
+from gce_backend.sweep import Plan, Sweep, SweepJob
+from gce_backend.sweep_errors import rebuilt
+from gce_backend.sweep_payload import Task, describe_task, job_archive
+from gce_backend.sweep_results import Outcome
+from gce_backend.sweep_store import job_key
+
+log = logging.getLogger(__name__)
+
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_NEEDED_VARIABLE = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)\s*\}")
+_MARKS = ("MLproject", ".git", "pyproject.toml")
+
+
+class Submitted(JobReturn):  # type: ignore[misc]
+    """A job that goes on by itself: nothing is known of its result."""
+
+    @property
+    def return_value(self) -> Any:
+        return None
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        raise AttributeError("nothing is known of this job's result")
+
+
+def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    """Run a batch of jobs, or with ``wait=false`` ask for their instances.
+
+    Args:
+        launcher: the plugin's object: its options, what Hydra gave it, and the sweep it keeps.
+
+    Raises:
+        GceBackendError: nothing was started. A job's own failure is in its JobReturn.
+    """
+    setup_globals()
+    config = launcher.config
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    directory = Path(str(config.hydra.sweep.dir))
+    directory.mkdir(parents=True, exist_ok=True)
+    batch = _Batch(launcher, directory.absolute())
+    log.info(f"Launching {len(job_overrides)} jobs on Compute Engine")
+    try:
+        return batch.run(job_overrides, first)
+    finally:
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+
+
+class _Batch:
+    def __init__(self, launcher: Any, directory: Path) -> None:
+        self._launcher = launcher
+        self._config: DictConfig = launcher.config
+        self._options = launcher.options
+        self._directory = directory
+        self._endpoints = read_endpoints()
+        self._task = describe_task(launcher.task_function, _root(self._options["project"]))
+        self._defaults: DictConfig | None = None
+        _refuse_secrets(self._config)
+
+    def run(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        self._refuse_to_leave_some(len(job_overrides))
+        pending: list[tuple[DictConfig, SweepJob, Future[Outcome]]] = []
+        sweep: Sweep | None = None
+        try:
+            for number, overrides in enumerate(job_overrides, first):
+                composed = self._compose(number, overrides)
+                job = self._job(number, overrides, composed)
+                sweep = sweep or self._sweep(job.settings)
+                pending.append((composed, job, sweep.add(job)))
+            returns = [self._returned(c, job, _wait(future)) for c, job, future in pending]
+        except KeyboardInterrupt:
+            if sweep is not None:
+                log.warning(sweep.leave())
+            raise
+        if sweep is not None:
+            sweep.close()
+        return returns
+
+    def _refuse_to_leave_some(self, number: int) -> None:
+        """Without a client nobody starts the next job, and nobody hands an objective back."""
+        if self._options["wait"]:
+            return
+        sweeper = str(self._config.hydra.sweeper.get("_target_", ""))
+        if not sweeper.endswith(".BasicSweeper"):
+            raise ConfigError(
+                f"hydra.launcher.wait=false: the sweeper {sweeper} needs every job's result "
+                "before it chooses the next. Nothing was started"
+            )
+
+    def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
+        loader = self._launcher.hydra_context.config_loader
+        composed: DictConfig = loader.load_sweep_config(self._config, list(overrides))
+        with open_dict(composed):
+            composed.hydra.job.id = f"job_id_for_{number}"
+            composed.hydra.job.num = number
+        callbacks = composed.hydra.callbacks
+        for name in [n for n, c in callbacks.items() if "hydra_gce_launcher" in str(c)]:
+            with flag_override(callbacks, ["readonly", "struct"], False):
+                del callbacks[name]
+        return composed
+
+    def _job(self, number: int, overrides: Sequence[str], composed: DictConfig) -> SweepJob:
+        given = tuple(filter_overrides(overrides))
+        HydraConfig.instance().set_config(composed)
+        subdir = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
+        output_dir = (self._directory / subdir).absolute()
+        with read_write(composed.hydra.runtime), open_dict(composed.hydra.runtime):
+            composed.hydra.runtime.output_dir = os.path.normpath(output_dir)
+        return SweepJob(
+            number,
+            self._settings(composed),
+            detached=not self._options["wait"],
+            overrides=given,
+            key=job_key(given),
+            archive=job_archive(self._task, composed),
+            output_dir=output_dir,
+        )
+
+    def _settings(self, composed: DictConfig) -> Settings:
+        """The job's own ``machine`` and ``gce`` nodes, or the launcher's where it has none."""
+        if self._defaults is None:
+            words = [f"machine={self._options['machine']}"]
+            self._defaults = Composer(Path(os.devnull)).compose(words)
+        nodes = {}
+        for name, mark in (("machine", "machine_type"), ("gce", "bucket")):
+            own = composed.get(name)
+            is_ours = isinstance(own, DictConfig) and mark in own
+            node = own if is_ours else self._defaults[name]
+            nodes[name] = OmegaConf.to_container(node, resolve=True)
+        config = OmegaConf.create(nodes)
+        given = OmegaConf.create({"gce": self._options["gce"] or {}})
+        merged = OmegaConf.merge(config, given)
+        assert isinstance(merged, DictConfig)
+        return settings_of(merged, self._endpoints)
+
+    def _sweep(self, settings: Settings) -> Sweep:
+        with self._launcher.lock:
+            if self._launcher.sweep is None:
+                _warn_of_variables(self._config)
+                self._launcher.sweep = Sweep(self._plan(), settings, say=log.info, warn=log.warning)
+            else:
+                self._launcher.sweep.reopen()
+            sweep: Sweep = self._launcher.sweep
+            return sweep
+
+    def _plan(self) -> Plan:
+        words = tuple(str(word) for word in self._config.hydra.overrides.task)
+        own = OmegaConf.to_container(self._config, resolve=False)
+        assert isinstance(own, dict)
+        own.pop("hydra", None)
+        parts = json.dumps([words, own], sort_keys=True, default=str)
+        return Plan(
+            name=str(self._config.hydra.job.name),
+            root=self._task.root,
+            words=words,
+            digest=hashlib.sha256(parts.encode()).hexdigest(),
+            directory=self._directory,
+            resume=str(self._options["resume"]),
+            direction=self._direction(),
+            env={str(k): str(v) for k, v in (self._options["env"] or {}).items()},
+            hydra_version=hydra.__version__,
+        )
+
+    def _direction(self) -> str | None:
+        given = self._options["direction"] or self._config.hydra.sweeper.get("direction")
+        name = str(getattr(given, "name", given))  # the Optuna sweeper has an enum, or a list
+        return name if name in ("minimize", "maximize") else None
+
+    def _returned(self, composed: DictConfig, job: SweepJob, outcome: Outcome) -> JobReturn:
+        """What Hydra's own launchers return for a job that ended so."""
+        is_left = outcome.told.get("status") == "SUBMITTED"
+        returned = Submitted() if is_left else JobReturn()
+        returned.overrides = [str(word) for word in composed.hydra.overrides.task]
+        returned.hydra_cfg = OmegaConf.masked_copy(composed, "hydra")
+        own = composed.copy()
+        with read_write(own), open_dict(own):
+            del own["hydra"]
+        returned.cfg = own
+        told = outcome.told
+        returned.task_name = told.get("task_name") or str(composed.hydra.job.name)
+        returned.working_dir = _here(told.get("working_dir"), job, self._task)
+        if is_left:
+            return returned
+        if outcome.completed:
+            returned.status, returned.return_value = JobStatus.COMPLETED, told.get("value")
+            if not told.get("exact", True):
+                log.warning(f"job {job.number} returned no plain data; this is its text")
+        else:
+            returned.status, returned.return_value = JobStatus.FAILED, _error(outcome)
+        return returned
+
+
+def _error(outcome: Outcome) -> BaseException:
+    """The task's own exception, or what became of the job instead."""
+    described = outcome.told.get("error")
+    if described:
+        error = rebuilt(described)
+        error.add_note(f"MLflow run {outcome.run_id}")
+        return error
+    code = outcome.told.get("exit_code")
+    why = f"the job ended with exit code {code} before its function returned. " if code else ""
+    return RuntimeError(f"{why}{outcome.problem}")
+
+
+def _here(there: str | None, job: SweepJob, task: Task) -> str:
+    """The job's working directory by its name on this machine."""
+    if there and not Path(there).is_dir() and job.output_dir is not None:
+        return str(job.output_dir)
+    return there or str(task.cwd)
+
+
+def _wait(future: Future[Outcome]) -> Outcome:
+    """The result; Ctrl-C is heard meanwhile. A job's end is the scheduler's business."""
+    while True:
+        try:
+            return future.result(timeout=0.5)
+        except NotYet:
+            continue
+
+
+def _root(configured: str | None) -> Path:
+    """The project around the program: the closest directory with a project's mark, or its own."""
+    if configured:
+        root = Path(configured).absolute()
+        if not root.is_dir():
+            raise ConfigError(f"hydra.launcher.project={configured}: there is no such directory")
+        return root
+    cwd = Path.cwd()
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    start = Path(file).resolve().parent if file else cwd
+    if not cwd.is_relative_to(start) and not start.is_relative_to(cwd):
+        start = cwd
+    for directory in (start, *start.parents):
+        if directory == Path.home():
+            break  # somebody's dotfiles in git are no project
+        if any((directory / mark).exists() for mark in _MARKS):
+            return directory
+    return start
+
+
+def _refuse_secrets(config: DictConfig) -> None:
+    named = [name for name in config.hydra.job.env_copy if _SECRET.search(str(name))]
+    if named:
+        raise ConfigError(
+            f"hydra.job.env_copy={named}: Hydra writes the values of these variables into "
+            "multirun.yaml and .hydra/hydra.yaml, and they would travel through the bucket. "
+            "Nothing was started. Keep secrets in Secret Manager and let the task read them"
+        )
+
+
+def _warn_of_variables(config: DictConfig) -> None:
+    own = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(own, dict)
+    own.pop("hydra", None)
+    names = sorted(set(_NEEDED_VARIABLE.findall(json.dumps(own, default=str))))
+    if names:
+        log.warning(
+            f"the config reads {', '.join(names)} from the environment, and an instance has none "
+            "of this machine's. Set them with hydra.launcher.env={NAME: value}, never for secrets"
+        )

@@ -1,0 +1,83 @@
+"""What a job left in the bucket: how it ended, and the files of a local multirun."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gce_backend.storage import Storage, parse_uri
+
+RESULT = "hydra/result.json"
+OUTPUTS = "hydra/outputs.tar.gz"
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Args:
+        told: what the job itself said (``sweep_job``); empty when it could not.
+        problem: why it failed, in a sentence or more; "" for a job that completed.
+    """
+
+    run_id: str
+    told: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    seconds: float | None = None
+
+    @property
+    def completed(self) -> bool:
+        return not self.problem and self.told.get("status") == "COMPLETED"
+
+
+def read_result(storage: Storage, artifact_uri: str) -> dict[str, Any]:
+    """``result.json`` of a job, empty when it left none."""
+    bucket, root = parse_uri(artifact_uri)
+    told = storage.in_bucket(bucket).read_json(f"{root}/{RESULT}")
+    return told if isinstance(told, dict) else {}
+
+
+def fetch_outputs(
+    storage: Storage, artifact_uri: str, *, output_dir: Path, root: Path, bundled_at: float
+) -> list[str]:
+    """Put a job's files where a local multirun would have left them.
+
+    Args:
+        output_dir: Hydra's directory of this job, here.
+        root: the project; what the job wrote in it besides comes back as well.
+        bundled_at: unix seconds; a file changed here since then is left as it is.
+
+    Returns:
+        The project's files that were left as they are, though the job wrote them too.
+    """
+    bucket, base = parse_uri(artifact_uri)
+    data = storage.in_bucket(bucket).read(f"{base}/{OUTPUTS}")
+    if data is None:
+        return []
+    kept: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        with tarfile.open(fileobj=file) as tar:
+            for member in tar:
+                top, _, name = member.name.partition("/")
+                if top == "output":
+                    _extract(tar, member, name, output_dir)
+                elif top == "project" and name:
+                    here = root / name
+                    if here.exists() and here.stat().st_mtime > bundled_at:
+                        kept.append(name)
+                    else:
+                        _extract(tar, member, name, root)
+    return kept
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, directory: Path) -> None:
+    """One member below ``directory``; nothing can leave it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if name:
+        tar.extract(member.replace(name=name, deep=False), directory, filter="data")

@@ -1,0 +1,293 @@
+"""Which of a sweep's jobs gets an instance next, and which has ended: one list asks for all.
+
+::
+
+    waiting ──▶ starting ──▶ running ──▶ ending ──▶ its future has the outcome
+       ▲            │                       │
+       └── no room ─┴── infrastructure ─────┘
+
+Knows nothing of Hydra or MLflow; what a job is and does stands behind ``JobWork``.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gce_backend.config import Settings
+from gce_backend.errors import GceBackendError, NoCapacity, QuotaExceeded
+from gce_backend.lifecycle import EndReason
+from gce_backend.submission import Submission
+from gce_backend.sweep_capacity import Capacity
+from gce_backend.sweep_results import Outcome
+
+# Starting and ending a job is waiting, mostly.
+_THREADS = 64
+# What failed for reasons of the infrastructure.
+_AGAIN = (EndReason.PREEMPTED, EndReason.INSTANCE_LOST, EndReason.BOOT_TIMEOUT)
+_MOST_ATTEMPTS = 3
+_MOST_REFUSALS = 10
+_LOOK_SECONDS = 15.0  # between two looks into the bucket, for one job
+_GONE = ("TERMINATED", "STOPPED", "SUSPENDED")
+
+
+@dataclass
+class Job:
+    """One job, and how far it is.
+
+    Args:
+        adopted: an instance that an earlier client asked for.
+    """
+
+    number: int
+    settings: Settings
+    adopted: Submission | None = None
+    detached: bool = False
+    future: Future[Outcome] = field(default_factory=Future)
+    attempts: int = 0
+    refusals: int = 0
+    not_before: float = 0.0
+    submission: Submission | None = None
+    started_at: float = 0.0
+    looked_at: float = 0.0
+    is_being_looked_at: bool = False
+
+
+class JobWork(Protocol):
+    """What is done for a job; called from several threads."""
+
+    def list(self) -> dict[str, str]:
+        """Name and status of every instance there is."""
+
+    def submit(self, job: Any, settings: Settings) -> Submission:
+        """Everything into the bucket, and an instance. Raises GceBackendError: nothing bills."""
+
+    def look(self, job: Any) -> bool:
+        """Bring home what the job has logged; True when it has ended or given no sign of life."""
+
+    def exists(self, job: Any) -> bool: ...
+
+    def finish(self, job: Any) -> tuple[Outcome, EndReason]:
+        """Results proven, instance gone, the store told."""
+
+    def failed(self, job: Any, error: BaseException) -> Outcome:
+        """The outcome of a job that has no instance."""
+
+    def submitted(self, job: Any) -> Outcome:
+        """The outcome of a job that nobody here waits for."""
+
+    def warn(self, text: str) -> None: ...
+
+
+class Scheduler:
+    """Runs jobs as capacity allows, from a thread of its own, until it is told to `leave`.
+
+    Args:
+        pause: the least seconds between two listings.
+    """
+
+    def __init__(
+        self,
+        work: JobWork,
+        capacity: Capacity,
+        *,
+        max_parallel: int | None,
+        pause: float = 1.0,
+        first_pause: float = 5.0,
+    ) -> None:
+        self._work, self._capacity = work, capacity
+        self._max_parallel = max_parallel
+        self._least_pause = pause
+        self._first_pause = first_pause
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._waiting: deque[Job] = deque()
+        self._starting: set[int] = set()
+        self._running: dict[int, Job] = {}
+        self._ending: set[int] = set()
+        self._leaving = False
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="mlflow-gce-job")
+        self._thread = threading.Thread(target=self._loop, name="mlflow-gce-sweep", daemon=True)
+        self._thread.start()
+
+    def add(self, job: Job) -> Future[Outcome]:
+        """Queue a job. Its future gets the outcome, of a failed job as well."""
+        with self._lock:
+            if job.adopted is not None:
+                job.submission, job.started_at = job.adopted, time.monotonic()
+                self._running[job.number] = job
+            else:
+                self._waiting.append(job)
+        self._wake.set()
+        return job.future
+
+    def leave(self, *, seconds: float = 60.0) -> list[Job]:
+        """Start nothing more, wait for what is being started; the jobs that go on by themselves."""
+        with self._lock:
+            self._leaving = True
+            self._waiting.clear()
+        self._wake.set()
+        until = time.monotonic() + seconds
+        while self._starting and time.monotonic() < until:
+            time.sleep(0.05)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return list(self._running.values())
+
+    @property
+    def in_use(self) -> int:
+        """How many jobs have an instance, or are getting one."""
+        with self._lock:
+            return len(self._starting) + len(self._running)
+
+    # -- the thread ---------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self._leaving:
+            self._wake.clear()
+            try:
+                self._start_waiting()
+                self._look_after_running()
+            except GceBackendError as error:
+                self._work.warn(f"{error}\nThe running jobs go on; looking again")
+            except RuntimeError:
+                if not self._leaving:  # the pool takes nothing more once we leave
+                    raise
+            self._wake.wait(self._pause())
+
+    def _pause(self) -> float:
+        """Short jobs are looked at often, long ones every few seconds."""
+        with self._lock:
+            ages = [time.monotonic() - job.started_at for job in self._running.values()]
+        if not ages:
+            return 3.0 if self._starting or not self._waiting else self._least_pause
+        return max(self._least_pause, min(3.0, min(ages) / 20))
+
+    def _start_waiting(self) -> None:
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                at = next((i for i, j in enumerate(self._waiting) if j.not_before <= now), None)
+                is_full = self._max_parallel is not None and (
+                    len(self._starting) + len(self._running) + len(self._ending)
+                    >= self._max_parallel
+                )
+                if at is None or is_full or self._leaving:
+                    return
+                job = self._waiting[at]
+            settings = self._capacity.reserve(job.number, job.settings)
+            if settings is None:
+                return
+            with self._lock:
+                self._waiting.remove(job)
+                self._starting.add(job.number)
+            self._pool.submit(self._guarded, job, functools.partial(self._start, job, settings))
+
+    def _start(self, job: Job, settings: Settings) -> None:
+        job.attempts += 1
+        try:
+            submission = self._work.submit(job, settings)
+        except (NoCapacity, QuotaExceeded) as error:
+            self._capacity.release(job.number)
+            self._refused(job, error)
+            return
+        self._capacity.exists(job.number)
+        if job.detached:
+            job.submission = submission
+            self._done(job, self._work.submitted(job))
+            return
+        with self._lock:
+            job.submission, job.started_at = submission, time.monotonic()
+            job.looked_at = time.monotonic()
+            self._running[job.number] = job
+            self._starting.discard(job.number)
+        self._wake.set()
+
+    def _refused(self, job: Job, error: GceBackendError) -> None:
+        """Wait for room: where others of ours run, their end makes some."""
+        job.attempts -= 1
+        job.refusals += 1
+        with self._lock:
+            alone = not self._running and not self._ending
+            most = 3 if alone and isinstance(error, QuotaExceeded) else _MOST_REFUSALS
+            give_up = job.refusals >= most and alone
+            self._starting.discard(job.number)
+            if not give_up:
+                wait = min(300.0, self._first_pause * 2 ** min(job.refusals - 1, 6))
+                job.not_before = time.monotonic() + wait
+                self._waiting.append(job)
+        if give_up:
+            self._done(job, self._work.failed(job, error))
+        else:
+            self._work.warn(f"job {job.number} waits for room: {error}")
+
+    def _look_after_running(self) -> None:
+        asked_at = time.monotonic()
+        with self._lock:
+            running = list(self._running.values())
+        if not running:
+            return
+        found = self._work.list()
+        for job in running:
+            assert job.submission is not None
+            status = found.get(job.submission.instance)
+            if (status is None or status in _GONE) and job.started_at < asked_at:
+                self._take_to_end(job, ask=status is None)
+            elif asked_at - job.looked_at > _LOOK_SECONDS and not job.is_being_looked_at:
+                job.is_being_looked_at = True
+                self._pool.submit(self._look, job)
+
+    def _look(self, job: Job) -> None:
+        try:
+            if self._work.look(job):
+                self._take_to_end(job, ask=False)
+        except GceBackendError as error:
+            self._work.warn(f"job {job.number}: {error}\nIt goes on; looking again")
+        finally:
+            job.looked_at = time.monotonic()
+            job.is_being_looked_at = False
+
+    def _take_to_end(self, job: Job, *, ask: bool) -> None:
+        with self._lock:
+            if self._running.pop(job.number, None) is None:
+                return
+            self._ending.add(job.number)
+        self._pool.submit(self._guarded, job, functools.partial(self._end, job, ask))
+
+    def _end(self, job: Job, ask: bool) -> None:
+        if ask and self._work.exists(job):  # the list was not whole
+            with self._lock:
+                self._ending.discard(job.number)
+                job.looked_at = 0.0
+                self._running[job.number] = job
+            return
+        outcome, reason = self._work.finish(job)
+        self._capacity.release(job.number)
+        if reason in _AGAIN and job.attempts < _MOST_ATTEMPTS and not self._leaving:
+            self._work.warn(f"job {job.number}: {reason.value.replace('_', ' ')}; tried again")
+            with self._lock:
+                self._ending.discard(job.number)
+                job.submission, job.adopted = None, None
+                self._waiting.append(job)
+            self._wake.set()
+            return
+        self._done(job, outcome)
+
+    def _guarded(self, job: Job, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # told as this job's failure: the others go on
+            self._capacity.release(job.number)
+            self._done(job, self._work.failed(job, error))
+
+    def _done(self, job: Job, outcome: Outcome) -> None:
+        with self._lock:
+            self._starting.discard(job.number)
+            self._ending.discard(job.number)
+        job.future.set_result(outcome)
+        self._wake.set()

@@ -1,0 +1,41 @@
+"""Hydra's own suites for launchers, unmodified, each job on an emulated instance.
+
+They ship in hydra-core. The integration suite writes to absolute paths of this machine and reads
+them back, so it holds only where instances have /tmp for themselves.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hydra.test_utils.launcher_common_tests import (
+    BatchedSweeperTestSuite,
+    IntegrationTestSuite,
+    LauncherTestSuite,
+)
+
+from gce_backend.emulator import isolation
+
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("environment")]
+
+isolated = pytest.mark.skipif(
+    not isolation.is_permitted(), reason="instances share /tmp with this machine"
+)
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("gce", [])])
+class TestLauncher(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("launcher_name", "overrides"),
+    [("gce", ["hydra/sweeper=basic", "hydra.sweeper.max_batch_size=2"])],
+)
+class TestBatchedSweeper(BatchedSweeperTestSuite):
+    pass
+
+
+@isolated
+@pytest.mark.parametrize(("task_launcher_cfg", "extra_flags"), [({}, ["-m", "hydra/launcher=gce"])])
+class TestIntegration(IntegrationTestSuite):
+    pass
