@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import bundle, manifest
@@ -61,6 +63,7 @@ class Collector:
 
     def collect(self, ending: Ending, facts: dict[str, Any], until: float) -> dict[str, Any]:
         """Drain, verify, write; tries again until ``until``. Returns what status.json says."""
+        self._save_refused()
         if ending.end_reason != "succeeded":
             self._save_leftovers(ending.end_reason)
         lacking = self._requirements(ending)
@@ -132,6 +135,22 @@ class Collector:
         except CloudError:
             return False
 
+    def _save_refused(self) -> None:
+        """Artifacts whose upload broke off, or had no room on the disk: the trainer may have gone
+        on all the same, and left the file where it was."""
+        results = self._results
+        for bucket, name, size in results.spool.refused():
+            try:
+                for path in _newest_first(results.state.work, name.rpartition("/")[2]):
+                    if size in (None, path.stat().st_size):
+                        results.spool.put_file(bucket, name, path)
+                        self._log.say(f"{path.name}: its upload failed; taken from {path.parent}")
+                        break
+                else:
+                    self._log.say(f"gs://{bucket}/{name}: its upload failed, and it is not there")
+            except (OSError, RelayError) as error:
+                self._log.say(f"gs://{bucket}/{name}: its upload failed: {error}")
+
     def _save_leftovers(self, reason: str) -> None:
         """After a bad end: what the working directory gained, as artifacts under ``workdir/``."""
         results = self._results
@@ -146,8 +165,7 @@ class Collector:
         for path in kept:
             name = f"{root}/workdir/{path.relative_to(work).as_posix()}"
             try:
-                with path.open("rb") as file:
-                    results.spool.put(bucket, name, file.read, unless_known=True)
+                results.spool.put_file(bucket, name, path, unless_known=True)
             except (OSError, RelayError) as error:
                 self._log.say(f"{path.name} of the working directory was not saved: {error}")
         if left_out:
@@ -197,6 +215,13 @@ class Collector:
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         bucket = self._results.spec.bucket
         retrying(lambda: self._storage.put(bucket, name, data, md5=md5), until)
+
+
+def _newest_first(root: Path, name: str) -> list[Path]:
+    """The regular files of that name below ``root``."""
+    found = [Path(directory) / name for directory, _, files in os.walk(root) if name in files]
+    regular = [path for path in found if path.is_file() and not path.is_symlink()]
+    return sorted(regular, key=lambda path: -path.stat().st_mtime)
 
 
 def _uploaded(entry: Entry) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 from .disk import LOW_WATER_BYTES
 from .errors import RelayError
-from .files import CHUNK_BYTES, sync_directory
+from .files import CHUNK_BYTES, hash_file, read_json, sync_directory
 from .storage import StoredObject
 
 # Free disk below which nothing more is taken in; uploaded copies are dropped at LOW_WATER_BYTES.
@@ -57,6 +57,7 @@ class Spool:
         self._number = 0
         self.on_change: Callable[[], None] = lambda: None
         self._is_low = False
+        self._promised: dict[int, tuple[str, str, int | None]] = {}
         root.mkdir(parents=True, exist_ok=True)
         self._load()
         self._index = self._index_file.open("ab", buffering=0)
@@ -76,14 +77,14 @@ class Spool:
 
         ``unless_known``: returns None, and keeps nothing, when any entry has the same bytes.
         """
-        self._make_room(length or 0)
-        with self._lock:
-            self._number += 1
-            number = self._number
+        number = self._next_number()
         temporary = self.root / f".{number}.tmp"
         try:
+            self._promise(number, bucket, name, length)
+            self._make_room(length or 0)
             size, md5 = _receive(temporary, read)
             if unless_known and self._knows(md5):
+                self._keep_promises(bucket, name)
                 return None
             os.replace(temporary, self.path(number))
             sync_directory(self.root)
@@ -95,12 +96,25 @@ class Spool:
             temporary.unlink(missing_ok=True)
         return self._accept(Entry(number, bucket, name, size, md5))
 
+    def put_file(
+        self, bucket: str, name: str, path: Path, *, unless_known: bool = False
+    ) -> Entry | None:
+        """Like :meth:`put`, with a file that nobody changes any more: it is linked, not copied."""
+        md5 = hash_file(path, "md5")
+        if unless_known and self._knows(md5):
+            return None
+        number = self._next_number()
+        try:
+            os.link(path, self.path(number))
+        except OSError:  # on another disk
+            with path.open("rb") as file:
+                return self.put(bucket, name, file.read, length=path.stat().st_size)
+        sync_directory(self.root)
+        return self._accept(Entry(number, bucket, name, path.stat().st_size, md5))
+
     def delete(self, bucket: str, name: str) -> None:
         """Forget the object, and have it deleted in the bucket."""
-        with self._lock:
-            self._number += 1
-            number = self._number
-        self._accept(Entry(number, bucket, name, 0, "", deleted=True))
+        self._accept(Entry(self._next_number(), bucket, name, 0, "", deleted=True))
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -120,6 +134,12 @@ class Spool:
                 if bucket in (None, entry.bucket) and entry.name.startswith(prefix)
             ]
         return sorted(found, key=lambda entry: entry.key)
+
+    def refused(self) -> list[tuple[str, str, int | None]]:
+        """Bucket, name, and size as far as it was said, of what was to be taken in and was not, nor
+        later under the same name."""
+        with self._lock:
+            return list(self._promised.values())
 
     def pending(self) -> list[Entry]:
         """What the bucket does not have yet, oldest first."""
@@ -167,6 +187,7 @@ class Spool:
 
     def _accept(self, entry: Entry) -> Entry:
         with self._lock:
+            self._keep_promises(*entry.key)
             before = self._entries.get(entry.key)
             if before is not None and before.number > entry.number:
                 self.path(entry.number).unlink(missing_ok=True)  # a later write was faster
@@ -177,6 +198,27 @@ class Spool:
                 self.path(before.number).unlink(missing_ok=True)
         self.on_change()
         return entry
+
+    def _next_number(self) -> int:
+        with self._lock:
+            self._number += 1
+            return self._number
+
+    def _promise(self, number: int, bucket: str, name: str, length: int | None) -> None:
+        """Note that a file is on its way, so that its loss is known, after a crash as well."""
+        with self._lock:
+            self._keep_promises(bucket, name)
+            self._promised[number] = (bucket, name, length)
+        self._promise_file(number).write_text(json.dumps([bucket, name, length]))
+
+    def _keep_promises(self, bucket: str, name: str) -> None:
+        kept = [n for n, promised in self._promised.items() if promised[:2] == (bucket, name)]
+        for number in kept:
+            del self._promised[number]
+            self._promise_file(number).unlink(missing_ok=True)
+
+    def _promise_file(self, number: int) -> Path:
+        return self.root / f"{number:08d}.promised"
 
     def _write(self, entry: Entry) -> None:
         self._index.write(json.dumps(asdict(entry)).encode() + b"\n")
@@ -216,7 +258,10 @@ class Spool:
             self._entries[entry.key] = entry
         kept = {self.path(entry.number).name for entry in self._entries.values()}
         for file in self.root.iterdir():
-            if file.name not in kept and file != self._index_file:
+            if file.suffix == ".promised" and (promised := read_json(file)) is not None:
+                self._number = max(self._number, int(file.stem))
+                self._promised[int(file.stem)] = (promised[0], promised[1], promised[2])
+            elif file.name not in kept and file != self._index_file:
                 file.unlink()  # never acknowledged, or overwritten since
 
 

@@ -91,16 +91,18 @@ class Bucket:
 
 
 class Gcs:
-    """The fake-gcs-server binary, with its files in memory."""
+    """The fake-gcs-server binary, with its files in memory, or below ``root``."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process = subprocess.Popen(
             [
                 str(BINARY),
                 *("-scheme", "http", "-host", "127.0.0.1", "-port", str(self.port)),
-                *("-backend", "memory", "-external-url", self.url),
+                *(["-backend", "filesystem", "-filesystem-root", str(root)] if root else []),
+                *([] if root else ["-backend", "memory"]),
+                *("-external-url", self.url),
                 *("-public-host", f"127.0.0.1:{self.port}", "-log-level", "error"),
             ],
             stdout=subprocess.DEVNULL,

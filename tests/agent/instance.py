@@ -165,6 +165,15 @@ class TestInstance:
         self.start()
         return self.wait()
 
+    def peak_memory(self) -> int:
+        """The most that the agent had in memory so far, in bytes; 0 when it has ended."""
+        assert self.process is not None
+        try:
+            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        except FileNotFoundError:
+            return 0
+        return max((int(one.split()[1]) << 10 for one in lines if one[:6] == "VmHWM:"), default=0)
+
     def kill(self) -> None:
         """SIGKILL to the agent alone."""
         assert self.process is not None

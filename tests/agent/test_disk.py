@@ -80,5 +80,6 @@ def test_a_file_that_does_not_fit_is_given_up_on_the_way(
         spool.put("b", "a", read)
 
     assert sum(taken) < 80 * 1024**2
-    assert [path.name for path in tmp_path.iterdir()] == ["index.jsonl"]
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert spool.refused() == [("b", "a", None)]
     spool.close()

@@ -70,16 +70,36 @@ def test_entries_survive_a_restart_and_overwritten_files_do_not(tmp_path: Path) 
     assert [e.name for e in Spool(tmp_path).entries()] == ["a", "b", "gone"]
 
 
-def test_a_client_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+def test_a_client_that_breaks_off_leaves_nothing_but_the_knowledge(tmp_path: Path) -> None:
     def broken(amount: int) -> bytes:
         raise ConnectionError("away")
 
     spool = Spool(tmp_path)
-    with pytest.raises(ConnectionError):
-        spool.put("b", "a", broken)
+    for name in ("a", "b", "b"):
+        with pytest.raises(ConnectionError):
+            spool.put("b", name, broken, length=7)
 
     assert spool.entries() == []
-    assert [path.name for path in tmp_path.iterdir()] == ["index.jsonl"]
+    assert not list(tmp_path.glob(".*.tmp"))
+    restarted = Spool(tmp_path)
+    assert sorted(restarted.refused()) == [("b", "a", 7), ("b", "b", 7)]
+    put(restarted, "a", b"1")
+    assert restarted.refused() == [("b", "b", 7)]
+    assert len(list(tmp_path.glob("*.promised"))) == 1
+
+
+def test_a_file_nobody_changes_any_more_is_taken_in_without_a_copy(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"weights")
+    spool = Spool(tmp_path / "spool")
+    put(spool, "there", b"known")
+
+    entry = spool.put_file("b", "model.pt", file)
+
+    assert entry is not None and (entry.size, entry.md5) == (7, hashlib.md5(b"weights").hexdigest())
+    assert spool.path(entry.number).samefile(file)
+    file.write_bytes(b"known")
+    assert spool.put_file("b", "again", file, unless_known=True) is None
 
 
 def test_the_same_bytes_are_kept_once_when_asked(tmp_path: Path) -> None:
