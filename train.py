@@ -6,18 +6,17 @@
     mlflow run . --backend gce -P epochs=10              # on an instance made for this run
 
 The settings are in conf/. A run named by MLFLOW_RUN_ID that has a checkpoint continues from it.
+Beside this file: settings.py checks the settings, mnist.py fetches the images, report.py draws.
 """
 
-import copy
-import json
 import os
-import random
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 # Threads that wait sleep, rather than spin: on a machine that does anything besides, an epoch with
@@ -26,113 +25,35 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
 import mlflow
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from matplotlib.figure import Figure
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import mnist
-
-# ------------------------------------------------------------------------------ settings
-
-
-@dataclass
-class Data:
-    name: str
-    root: str
-    shift: int
-
-
-@dataclass
-class Model:
-    name: str
-    width: int
-
-
-@dataclass
-class Optimizer:
-    name: str
-    lr: float
-    weight_decay: float
-
-
-@dataclass
-class Trainer:
-    epochs: int
-    batch_size: int
-    seed: int
-    label_smoothing: float
-    ema: float
-    target_accuracy: float | None
-    patience: int | None
-    device: str
-    precision: str
-    compile: bool
-    threads: int | None
-
-
-@dataclass
-class Config:
-    data: Data
-    model: Model
-    optimizer: Optimizer
-    trainer: Trainer
-
-
-def typed(cfg: DictConfig) -> Config:
-    """The settings this file knows, checked against the classes above.
-
-    Raises SystemExit with one sentence that names the key. `machine` and `gce` are nobody's
-    business here.
-    """
-    plain = {group: dict(cfg[group]) for group in Config.__annotations__}
-    for values in plain.values():
-        for key, value in values.items():
-            if isinstance(value, float) and value.is_integer():
-                values[key] = int(value)  # MLflow's numbers are floats: 5.0 epochs are 5
-    try:
-        checked = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
-        assert isinstance(checked, Config)
-    except OmegaConfBaseException as error:
-        sys.exit(f"train.py: {error.full_key}: {str(error).splitlines()[0]}")
-    for key, value, choice in (
-        ("data.name", checked.data.name, mnist.HOME_PAGES),
-        ("model.name", checked.model.name, MODELS),
-        ("optimizer.name", checked.optimizer.name, ("sgd", "adamw")),
-        ("trainer.device", checked.trainer.device, ("auto", "cpu", "cuda")),
-        ("trainer.precision", checked.trainer.precision, ("float32", "bf16", "fp16")),
-    ):
-        if value not in choice:
-            sys.exit(f"train.py: {key}: {value!r} is none of {', '.join(choice)}")
-    for name in ("epochs", "batch_size"):
-        if getattr(checked.trainer, name) < 1:
-            sys.exit(f"train.py: trainer.{name}: at least 1 is needed")
-    return checked
-
+import report
+from settings import Config, Trainer, typed
 
 # --------------------------------------------------------------------------------- model
 
 
-def conv(channels_in: int, channels: int, **how: int) -> list[nn.Module]:
-    layer = nn.Conv2d(channels_in, channels, bias=False, **how)  # type: ignore[arg-type]
+def conv(channels_in: int, channels: int, size: int, stride: int = 1) -> list[nn.Module]:
+    layer = nn.Conv2d(channels_in, channels, size, stride, bias=False)
     return [layer, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
 
 
 def cnn(width: int) -> nn.Module:
     """Strides instead of pooling: on a CPU the time goes where the image is large."""
     return nn.Sequential(
-        *conv(1, width, kernel_size=5, stride=2, padding=2),  # 14 x 14
-        *conv(width, 2 * width, kernel_size=4, stride=2),  # 6 x 6
-        *conv(2 * width, 2 * width, kernel_size=3, padding=1),
-        *conv(2 * width, 4 * width, kernel_size=3),  # 4 x 4
+        *conv(1, width, size=5, stride=2),  # 12 x 12
+        *conv(width, 2 * width, size=4, stride=2),  # 5 x 5
+        *conv(2 * width, 4 * width, size=3),  # 3 x 3
         nn.Flatten(),
-        nn.Linear(64 * width, 10),
+        nn.Linear(36 * width, 10),
     )
 
 
@@ -149,9 +70,6 @@ def resnet18(width: int) -> nn.Module:
     model.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()  # 28 x 28 is small already
     return model
-
-
-MODELS = {"cnn": cnn, "mlp": mlp, "resnet18": resnet18}
 
 
 class Classifier(nn.Module):
@@ -172,30 +90,43 @@ class Classifier(nn.Module):
         return self.net((x - self.mean) / self.std)  # type: ignore[no-any-return]
 
 
+MODELS = {"cnn": cnn, "mlp": mlp, "resnet18": resnet18}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "adamw": torch.optim.AdamW,
+}
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 # ------------------------------------------------------------------------------ training
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Training:
     """All that a training changes, so that an interrupted one goes on as if nothing had been."""
 
     def __init__(self, cfg: Config, images: Tensor, device: torch.device) -> None:
-        batches = len(images) // min(cfg.trainer.batch_size, len(images))
+        steps = cfg.trainer.epochs * (len(images) // batch_size(cfg, images))
         net = MODELS[cfg.model.name](cfg.model.width)
         self.model = Classifier(net, images).to(device).to(memory_format=torch.channels_last)
-        self.averaged = copy.deepcopy(self.model)
-        self.optimizer = make_optimizer(cfg.optimizer, self.model)
+        self.averaged = AveragedModel(
+            self.model, multi_avg_fn=warm_average(cfg.trainer.ema), use_buffers=True
+        )
+        self.optimizer = OPTIMIZERS[cfg.optimizer.name](
+            self.model.parameters(),
+            lr=cfg.optimizer.lr,
+            weight_decay=cfg.optimizer.weight_decay,
+            fused=True,
+        )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, cfg.optimizer.lr, total_steps=cfg.trainer.epochs * batches + 1
+            self.optimizer, cfg.optimizer.lr, total_steps=steps + 1
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.trainer.precision == "fp16")
         self.history: list[dict[str, float]] = []
 
     def save(self, path: Path) -> None:
         parts = {name: part.state_dict() for name, part in vars(self).items() if name != "history"}
-        numpy_state = np.random.get_state(legacy=False)
-        numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
-        rng = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
-        rng["cuda"] = torch.cuda.get_rng_state_all()
+        rng = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
         path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         torch.save({**parts, "history": self.history, "rng": rng}, unfinished)
@@ -207,28 +138,22 @@ class Training:
             if name != "history":
                 part.load_state_dict(saved[name])
         self.history = saved["history"]
-        random.setstate(saved["rng"]["python"])
-        np.random.set_state(saved["rng"]["numpy"])
-        torch.set_rng_state(saved["rng"]["torch"])
+        torch.set_rng_state(saved["rng"]["cpu"])
         torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
 
-    @torch.no_grad()
-    def average(self, decay: float) -> None:
-        """Exponential moving average of the weights; of the first steps, their plain mean."""
-        share = max(1 - decay, 1 / self.schedule.last_epoch)
-        latest = self.model.state_dict()
-        for name, value in self.averaged.state_dict().items():
-            value.lerp_(latest[name], share) if value.is_floating_point() else value.copy_(
-                latest[name]
-            )
+
+def batch_size(cfg: Config, images: Tensor) -> int:
+    return min(cfg.trainer.batch_size, len(images))
 
 
-def make_optimizer(cfg: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    if cfg.name == "adamw":
-        return torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(), cfg.lr, momentum=0.9, weight_decay=cfg.weight_decay, nesterov=True
-    )
+def warm_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Exponential moving average of the weights; of the first steps, their plain mean."""
+
+    def average(averaged: Tensors, latest: Tensors, count: Tensor | int) -> None:
+        step = get_ema_multi_avg_fn(min(decay, 1 - 1 / (int(count) + 1)))  # type: ignore[no-untyped-call]
+        step(averaged, latest, count)
+
+    return average
 
 
 def shifted(x: Tensor, pixels: int) -> Tensor:
@@ -244,13 +169,12 @@ def train_one_epoch(
     training: Training, forward: Callable[[Tensor], Tensor], cfg: Config, x: Tensor, y: Tensor
 ) -> float:
     """One pass over the images (0..1, on the device); the mean of the smoothed training loss."""
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.trainer.precision)
-    size = min(cfg.trainer.batch_size, len(x))
-    order = torch.randperm(len(x)).to(x.device)
+    kind = PRECISIONS[cfg.trainer.precision]
+    size = batch_size(cfg, x)
+    batches = torch.randperm(len(x)).to(x.device)[: len(x) // size * size].view(-1, size)
     total = torch.zeros((), device=x.device)
     training.model.train()
-    for first in range(0, len(x) - size + 1, size):
-        batch = order[first : first + size]
+    for batch in batches:
         images = shifted(x[batch], cfg.data.shift)
         with torch.autocast(x.device.type, dtype=kind, enabled=kind is not None):
             logits = forward(images)
@@ -262,18 +186,30 @@ def train_one_epoch(
         training.scaler.step(training.optimizer)
         training.scaler.update()
         training.schedule.step()
-        training.average(cfg.trainer.ema)
+        training.averaged.update_parameters(training.model)
         total += loss.detach()
-    return total.item() / (len(x) // size)
+    return total.item() / len(batches)
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Cross-entropy and percent correct, in float32 whatever the training's precision."""
+def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float, Tensor]:
+    """Cross-entropy, percent correct, and the logits; float32 whatever the training's precision."""
     model.eval()
-    logits = torch.cat([model(x[first : first + 1000]) for first in range(0, len(x), 1000)])
+    logits = torch.cat([model(part) for part in torch.split(x, 1000)])
     correct = (logits.argmax(1) == y).sum().item()
-    return F.cross_entropy(logits, y).item(), 100 * correct / len(y)
+    return F.cross_entropy(logits, y).item(), 100 * correct / len(y), logits
+
+
+def finished(history: list[dict[str, float]], cfg: Trainer) -> bool:
+    if not history:
+        return False
+    losses = [row["test_loss"] for row in history]
+    stale = len(losses) - 1 - losses.index(min(losses))
+    return (
+        len(history) >= cfg.epochs
+        or (cfg.target_accuracy is not None and history[-1]["test_accuracy"] >= cfg.target_accuracy)
+        or (cfg.patience is not None and stale >= cfg.patience)
+    )
 
 
 # ------------------------------------------------------------------------------- results
@@ -296,42 +232,20 @@ def log_epoch(row: dict[str, float]) -> None:
     mlflow.log_metrics(metrics, step=int(row["epoch"]), timestamp=int(row["timestamp"]))
 
 
-def log_results(training: Training, cfg: Config, images: Tensor, directory: Path) -> None:
-    """The artifacts at the run's root, and the model as MLflow's."""
-    columns = [key for key in training.history[0] if key != "timestamp"]
-    curves = {key: [row[key] for row in training.history] for key in columns}
-    (directory / "metrics.json").write_text(json.dumps(curves, indent=1))
-    model = training.averaged.cpu().to(memory_format=torch.contiguous_format).eval()
-    torch.save(model.state_dict(), directory / "model.pt")
-    OmegaConf.save(asdict(cfg), directory / "config.yaml")
-    plot(curves).savefig(directory / "training_curves.png")
-    for name in ("metrics.json", "model.pt", "config.yaml", "training_curves.png"):
-        mlflow.log_artifact(str(directory / name))
-
-    example = images.cpu().contiguous()
+def log_model(model: nn.Module, images: Tensor, cfg: Config, step: int) -> None:
+    """The model as MLflow's, registered as well when `registry.name` is set."""
     with torch.inference_mode():
-        logits = model(example)
+        logits = model(images)
     mlflow.pytorch.log_model(
         model,
         name="model",
-        signature=mlflow.models.infer_signature(example.numpy(), logits.numpy()),
-        input_example=example.numpy(),
+        registered_model_name=cfg.registry.name,
+        signature=mlflow.models.infer_signature(images.numpy(), logits.numpy()),
+        input_example=images.numpy(),
         serialization_format="pt2",  # loads without this file, and without running pickled code
-        pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
-        step=len(training.history),
+        pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+        step=step,
     )
-
-
-def plot(curves: dict[str, list[float]]) -> Figure:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(curves["epoch"], curves["train_loss"], "o-", label="train (smoothed labels)")
-    left.plot(curves["epoch"], curves["test_loss"], "o-", label="test")
-    left.set(xlabel="epoch", ylabel="loss")
-    left.legend()
-    right.plot(curves["epoch"], curves["test_accuracy"], "o-")
-    right.set(xlabel="epoch", ylabel="test accuracy (%)")
-    return figure
 
 
 # ---------------------------------------------------------------------------------- main
@@ -347,27 +261,13 @@ def physical_cores() -> int:
 
 
 def prepare(cfg: Trainer) -> torch.device:
-    """Seeds, threads, device."""
-    random.seed(cfg.seed)
-    np.random.seed(cfg.seed)
+    """Seed, threads, device."""
     torch.manual_seed(cfg.seed)
     torch.set_num_threads(cfg.threads or physical_cores())
     torch.backends.cudnn.deterministic = True
     torch.backends.cuda.matmul.allow_tf32 = True
     available = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(available if cfg.device == "auto" else cfg.device)
-
-
-def finished(history: list[dict[str, float]], cfg: Trainer) -> bool:
-    if not history:
-        return False
-    losses = [row["test_loss"] for row in history]
-    stale = len(losses) - 1 - losses.index(min(losses))
-    return (
-        len(history) >= cfg.epochs
-        or (cfg.target_accuracy is not None and history[-1]["test_accuracy"] >= cfg.target_accuracy)
-        or (cfg.patience is not None and stale >= cfg.patience)
-    )
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")  # type: ignore[untyped-decorator]
@@ -377,9 +277,9 @@ def main(composed: DictConfig) -> float:
     device = prepare(cfg.trainer)
     directory = Path(HydraConfig.get().runtime.output_dir)
     with mlflow.start_run() as run, tempfile.TemporaryDirectory() as temporary:
-        mlflow.log_params(
-            {f"{group}.{k}": v for group, values in asdict(cfg).items() for k, v in values.items()}
-        )
+        for group in ("data", "model", "optimizer", "trainer"):
+            values = asdict(getattr(cfg, group))
+            mlflow.log_params({f"{group}.{key}": value for key, value in values.items()})
         x, y, test_x, test_y = (
             part.to(device) for part in mnist.load(cfg.data.name, cfg.data.root)
         )
@@ -400,7 +300,7 @@ def main(composed: DictConfig) -> float:
             start = time.perf_counter()
             train_loss = train_one_epoch(training, forward, cfg, x, y)
             trained = time.perf_counter()
-            test_loss, accuracy = evaluate(training.averaged, test_x, test_y)
+            test_loss, accuracy, _ = evaluate(training.averaged, test_x, test_y)
             row = {
                 "epoch": len(training.history) + 1,
                 "train_loss": train_loss,
@@ -421,7 +321,17 @@ def main(composed: DictConfig) -> float:
                 f"{row['epoch_seconds']:.1f} s",
                 flush=True,
             )
-        log_results(training, cfg, test_x[:2], directory)
+
+        model = training.averaged.module.cpu().to(memory_format=torch.contiguous_format)
+        test_x, test_y = test_x.cpu(), test_y.cpu()
+        _, _, logits = evaluate(model, test_x, test_y)
+        torch.save(model.state_dict(), directory / "model.pt")
+        OmegaConf.save(asdict(cfg), directory / "config.yaml")
+        written = report.write(directory, training.history, test_x, test_y, logits)
+        for path in (directory / "model.pt", directory / "config.yaml", *written):
+            mlflow.log_artifact(str(path))
+        mlflow.log_metrics(report.scores(test_y, logits), step=len(training.history))
+        log_model(model, test_x[:2], cfg, step=len(training.history))
     return training.history[-1]["test_accuracy"]
 
 

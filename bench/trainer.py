@@ -34,7 +34,7 @@ Epochs = Iterator[float]  # trains one epoch a step; yields percent correct on t
 def ours(root: str) -> Epochs:
     groups = {"data": "mnist", "model": "cnn", "optimizer": "sgd", "trainer": "default"}
     tree = {group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in groups.items()}
-    cfg = train.typed(OmegaConf.create(tree))
+    cfg = train.typed(OmegaConf.create({**tree, "registry": {"name": None}}))
     device = train.prepare(cfg.trainer)
     x, y, test_x, test_y = (part.to(device) for part in mnist.load("mnist", root))
     x, test_x = x.float() / 255, test_x.float() / 255

@@ -11,7 +11,8 @@ import mlflow
 from mlflow.entities import Run
 
 CHECKOUT = Path(__file__).parents[2]
-PROJECT = ("MLproject", "python_env.yaml", "train.py", "mnist.py", "conf")
+CODE = ("train.py", "settings.py", "mnist.py", "report.py")
+PROJECT = ("MLproject", "python_env.yaml", *CODE, "conf")
 FAST = ("data=digits", "model=mlp")
 
 

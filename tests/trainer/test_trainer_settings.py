@@ -19,6 +19,7 @@ def composed(**trainer: object) -> train.Config:
         {group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in groups.items()}
     )
     tree.trainer.update(trainer)
+    tree.registry = {"name": None}
     return train.typed(tree)
 
 
