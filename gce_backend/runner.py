@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gce_backend import facts
 from gce_backend.attempts import Attempts
 from gce_backend.cancelling import Cancelling
 from gce_backend.compute import Compute
@@ -455,6 +456,7 @@ class Runner:
         def write() -> None:
             nonlocal records
             records += apply()
+            facts.record(self._tracking, self.submission, status)
             self._tracking.terminate(run_id, reason, at=at)
 
         until_store_answers(write, run_id, seconds=self._limits.sync_seconds)

@@ -10,9 +10,11 @@ from typing import Any
 from gce_backend import tracking
 from gce_backend.agent.paths import RunPaths
 from gce_backend.errors import TrackingError
+from gce_backend.prices import PRICE_DATE
 from gce_backend.storage import parse_uri
 
 ATTEMPT_TAG = "gce.attempt"
+_CONSOLE = "https://console.cloud.google.com"
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,15 @@ class Submission:
 
     def tags(self) -> dict[str, str]:
         """As tags of the MLflow run; ``from_run`` reads them back."""
-        price = {"gce.usd_per_hour": f"{self.usd_per_hour:.4f}"} if self.usd_per_hour else {}
+        price = (
+            {"gce.usd_per_hour": f"{self.usd_per_hour:.4f}", "gce.price_date": PRICE_DATE}
+            if self.usd_per_hour
+            else {}
+        )
+        zone = f"zones/{self.zone}/instances/{self.instance}?project={self.project}"
         return {
+            "gce.console": f"{_CONSOLE}/compute/instancesDetail/{zone}",
+            "gce.files": f"{_CONSOLE}/storage/browser/{self.bucket}/{self.paths.root}",
             tracking.RUN_URI_TAG: self.uri,
             tracking.PROJECT_TAG: self.project,
             tracking.ZONE_TAG: self.zone,

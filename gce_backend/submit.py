@@ -36,9 +36,10 @@ from gce_backend.prices import PRICE_DATE
 from gce_backend.project import EntryPoint, Source, entry_point, open_source
 from gce_backend.request import ATTEMPT, InstanceRequest
 from gce_backend.shipment import Shipment, run_spec, ship
-from gce_backend.storage import Storage
+from gce_backend.storage import Storage, parse_uri
 from gce_backend.submission import Submission
 from gce_backend.tracking import Tracking
+from gce_backend.working_tree import diff
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def submit(order: Order, console: Console, interrupts: Interrupts) -> tuple[Subm
                 deadline=time.time() + settings.gce.max_hours * 3600,
             )
             storage.put_json(paths.spec, spec)
+            _keep_diff(source, shipment, storage, spec["tracking"]["run"]["info"]["artifact_uri"])
             Blueprint(settings, shipment.agent).save(storage, paths)
             request = InstanceRequest(
                 settings, shipment.agent, paths, tracking, console, interrupts, storage=storage
@@ -169,6 +171,14 @@ def _ship(
     size = f"{len(bundle.files)} files, {bundle.size / 1e6:.2f} MB in gs://{storage.bucket}"
     console.phase("shipped", time.monotonic() - started, size)
     return shipment
+
+
+def _keep_diff(source: Source, shipment: Shipment, storage: Storage, artifact_uri: str) -> None:
+    """What the commit does not tell of a dirty working tree, as the artifact ``git.diff``."""
+    shipped = {name for name, _ in shipment.bundle.files}
+    if source.dirty and (changes := diff(source.directory, shipped)):
+        bucket, root = parse_uri(artifact_uri)
+        storage.in_bucket(bucket).put(f"{root}/git.diff", changes, content_type="text/x-diff")
 
 
 def _price_line(settings: Settings, zone: str) -> str:

@@ -26,6 +26,7 @@ _MAX_PARAM_LENGTH = 6000
 _RUN_ID_LENGTH = 32
 _HEX = re.compile("[0-9a-f]+")
 _CANDIDATES_SHOWN = 10
+_MAX_TAG_LENGTH = 5000
 _MAX_PARAMS = 100  # of one batch
 
 # Tags through which a later command finds a run's instance and its files.
@@ -192,6 +193,21 @@ class Tracking:
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     @_answering
+    def log_metrics(
+        self, run_id: str, metrics: Mapping[str, float], *, step: int, at_ms: int
+    ) -> None:
+        """Log one point each; the same again changes nothing. ``at_ms``: unix milliseconds."""
+        from mlflow.entities import Metric
+
+        points = [Metric(key, value, at_ms, step) for key, value in metrics.items()]
+        self._client.log_batch(run_id, metrics=points)
+
+    @_answering
+    def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) of every point."""
+        return [(m.step, m.value) for m in self._client.get_metric_history(run_id, key)]
+
+    @_answering
     def delete_tag(self, run_id: str, key: str) -> None:
         self._client.delete_tag(run_id, key)
 
@@ -341,7 +357,9 @@ def _tags(source: Source, entry: EntryPoint, settings: Settings) -> dict[str, st
         mlflow_tags.MLFLOW_GIT_REPO_URL: source.repository,
         mlflow_tags.MLFLOW_GIT_BRANCH: source.branch,
         mlflow_tags.MLFLOW_PARENT_RUN_ID: parent.info.run_id if parent else None,
-        "gce.git.dirty": "true" if source.dirty else None,
+        "gce.git.dirty": str(source.dirty).lower() if source.commit else None,
+        "gce.command": entry.command[:_MAX_TAG_LENGTH],
+        "gce.image": settings.machine.image,  # the instance tells later which one it was
         "gce.machine_type": settings.machine.machine_type,
         "gce.spot": str(settings.machine.spot).lower(),
         PROJECT_TAG: settings.project,

@@ -251,5 +251,6 @@ class Attempt:
         return {
             "instance": self._cloud.identity.name,
             "zone": self._cloud.identity.zone,
+            "image": self._cloud.identity.image,
             "may_delete": bool(self._state.memory.may_delete),
         }

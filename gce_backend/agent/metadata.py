@@ -32,6 +32,7 @@ class Identity:
     project: str
     zone: str
     name: str
+    image: str = ""  # projects/P/global/images/I: of a family, the image it stood for
 
 
 class MetadataServer:
@@ -95,7 +96,8 @@ class MetadataServer:
     def identity(self) -> Identity:
         zone = (self.get("instance/zone") or "").rpartition("/")[2]
         project = self.get("project/project-id") or ""
-        return Identity(project, zone, self.get("instance/name") or "")
+        name, image = self.get("instance/name") or "", self.get("instance/image") or ""
+        return Identity(project, zone, name, image)
 
     def token(self) -> str:
         """An access token of the instance's service account; CloudError when it has none."""
