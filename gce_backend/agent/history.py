@@ -27,8 +27,8 @@ def earlier_records(storage: Storage, spec: Spec, copy: Path) -> Iterator[dict[s
     if not copy.exists():
         until = time.time() + _PATIENCE_S
         names = [spec.paths.journal(n) for n in _numbers(storage, spec, spec.paths.journal_dir)]
-        parts = [retrying(partial(storage.get, spec.bucket, name), until) for name in names]
-        write_atomically(copy, b"".join(parts))
+        parts = (retrying(partial(storage.get, spec.bucket, name), until) for name in names)
+        write_atomically(copy, parts)
     with copy.open("rb") as file:
         for line in file:
             yield json.loads(line)
