@@ -213,14 +213,30 @@ class Machine:
             TimeoutError: some are alive after ``seconds``.
         """
         deadline = time.monotonic() + seconds
+        if self._first_pid and self._holder is not None and self._holder.is_alive:
+            await self._kill_namespaces(self._holder, seconds)
         self._holder, self._first_pid = None, 0
-        while pids := self.pids():
+        while pids := self.pids() if self._sessions else []:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self._mark}: {pids} are alive {seconds} s after SIGKILL")
             await asyncio.sleep(0.005)
+
+    async def _kill_namespaces(self, holder: Process, seconds: float) -> None:
+        """With process 1 the kernel ends all that is inside; its parent ends after the last.
+
+        So nobody has to be looked for, which takes its time among the processes of many instances.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._first_pid, signal.SIGKILL)
+        for child in self._children:
+            if child is not holder:  # what leads inside, perhaps still on its way
+                child.kill()
+        await asyncio.wait_for(asyncio.gather(*(child.wait() for child in self._children)), seconds)
+        self._children = [child for child in self._children if child.is_alive]
+        self._sessions = {child.pid for child in self._children}
 
     async def remove(self) -> None:
         """Remove the directory, and whatever of it a dying process made once more."""
