@@ -92,7 +92,9 @@ class LiveLog:
     def _show_from_bucket(self) -> None:
         self._pass_over_shown()
         paths = self._submission.paths
-        while pieces := self._storage.read_log(paths, self._piece, _PIECES_AT_ONCE):
+        count = 1  # while one follows, there is one more at most
+        while pieces := self._storage.read_log(paths, self._piece, count):
+            count = _PIECES_AT_ONCE
             for number, data in pieces:
                 self._show(self._piece_end, data)
                 self._piece, self._piece_end = number, self._piece_end + len(data)

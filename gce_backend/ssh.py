@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Best first. paramiko asks the host for the first kind it has a key of.
 _KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa")
-_HANDSHAKE_SECONDS = 30.0
+_HANDSHAKE_SECONDS = 15.0
 _KEEPALIVE_SECONDS = 30  # so that no firewall on the way forgets an idle connection
 
 
