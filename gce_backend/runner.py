@@ -145,6 +145,11 @@ class Runner:
             return self._applier.apply_new()
         return self._write_end(self._proven_reason(status), status)
 
+    @property
+    def refused(self) -> int:
+        """How many of the writes applied here the store did not accept; they are set aside."""
+        return sum(refusal.count for refusal in self._applier.refused)
+
     def cancel(self, interrupts: Interrupts) -> Result:
         """Ask for the end and follow until it is reached."""
         self._wants_cancel = True

@@ -262,6 +262,20 @@ class Tracking:
         later = f" AND attributes.start_time > {round(since * 1000)}" if since else ""
         return self._ours(f"tags.`{INSTANCE_TAG}` LIKE '%'{later}", count)
 
+    @_answering
+    def open_runs(self) -> list[Any]:
+        """Runs of this backend whose end, or whose proven end, is not written yet."""
+        unproven = EndReason.RESULTS_UNVERIFIED.value
+        return [
+            run
+            for which in (
+                "attributes.status = 'RUNNING'",
+                "attributes.status = 'SCHEDULED'",
+                f"tags.`{END_REASON_TAG}` = '{unproven}'",
+            )
+            for run in self._ours(which)
+        ]
+
     def _ours(self, which: str, count: int = 1000) -> list[Any]:
         from mlflow.entities import ViewType
 
