@@ -177,24 +177,43 @@ def test_results_that_are_missing_keep_the_instance_and_say_so(cloud):
     assert cloud.emulator.instances() == []
 
 
-def test_an_instance_that_stopped_keeps_its_disk_and_finishes_when_started_again(cloud):
+def call(cloud, instance, verb):
+    """One method of the API on an instance, as another client would call it."""
+    zone = instance["zone"].rpartition("/")[2]
+    path = f"projects/emulator-project/zones/{zone}/instances/{instance['name']}/{verb}"
+    request = urllib.request.Request(cloud.emulator.compute_url + path, data=b"", method="POST")
+    urllib.request.urlopen(request, timeout=10).close()
+
+
+def test_an_instance_whose_host_failed_is_started_again_and_goes_on(cloud):
     following = cloud.start_run(PLAIN, "-P", "steps=20", "-P", "pause=0.2")
     following.wait_for("step 3 of")
     (instance,) = cloud.emulator.instances()
 
     cloud.emulator.power_off(instance["name"])
 
+    assert following.end() == 0, following.text
+    assert "hostError" in following.text
+    assert "starting it again" in following.text
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.restarts"]) == ("FINISHED", "1")
+    assert artifact(cloud, run, "result.txt") == b"done\n"
+    assert len(cloud.inserts()) == 1
+
+
+def test_an_instance_that_somebody_stopped_is_not_started_by_us_and_keeps_its_disk(cloud):
+    following = cloud.start_run(PLAIN, "-P", "steps=20", "-P", "pause=0.2")
+    following.wait_for("step 3 of")
+    (instance,) = cloud.emulator.instances()
+
+    call(cloud, instance, "stop")
+
     assert following.end() == 1, following.text
     assert f"gcloud compute instances start {instance['name']}" in following.text
     assert cloud.only_run().data.tags["gce.end_reason"] == "results_unverified"
-    zone = instance["zone"].rpartition("/")[2]
-    path = f"projects/emulator-project/zones/{zone}/instances/{instance['name']}/start"
-    request = urllib.request.Request(cloud.emulator.compute_url + path, data=b"", method="POST")
-    urllib.request.urlopen(request, timeout=10).close()
-    code, output = cloud.mlflow_gce("attach", cloud.only_run().info.run_id)
+    assert cloud.emulator.instances()[0]["status"] == "TERMINATED"
+    code, output = cloud.mlflow_gce("stop", "--now", cloud.only_run().info.run_id)
     assert code == 0, output
-    assert cloud.only_run().info.status == "FINISHED"
-    assert artifact(cloud, cloud.only_run(), "result.txt") == b"done\n"
 
 
 def test_a_failing_delete_is_an_error_that_names_the_instance(cloud):
