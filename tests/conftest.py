@@ -6,12 +6,15 @@ import os
 import random
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
+from discovery import check_answers
 
 from gce_backend.storage import Storage
 
@@ -74,6 +77,25 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _answers_are_the_apis() -> Iterator[None]:
+    """Whatever an emulator answered in any test is held against the API's own description."""
+    embedded = sys.modules.get("gce_backend.emulator.embedded")
+    if embedded is None:  # no test here has an emulator
+        yield
+        return
+    leave = embedded.Emulator.__exit__
+
+    def leave_and_check(emulator: Any, *error: object) -> None:
+        calls = emulator.calls if hasattr(emulator, "_cloud") else []
+        leave(emulator, *error)
+        check_answers(calls)
+
+    embedded.Emulator.__exit__ = leave_and_check
+    yield
+    embedded.Emulator.__exit__ = leave
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The API's own description of itself, as a JSON schema to hold requests against.
+"""The API's own description of itself, as a JSON schema to hold requests and answers against.
 
 ``compute.v1.json`` ships inside google-api-python-client. It allows an empty object and does not
 mark unknown fields, so the schema built from it forbids the latter; required fields are up to the
@@ -9,16 +9,48 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonschema import Draft202012Validator
+
+if TYPE_CHECKING:
+    from gce_backend.emulator.calls import Call
 
 
 @functools.cache
 def discovery() -> dict[str, Any]:
     documents = resources.files("googleapiclient") / "discovery_cache" / "documents"
     return json.loads((documents / "compute.v1.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def methods() -> dict[str, dict[str, Any]]:
+    """``instances.insert`` -> the document's entry."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def walk(node: dict[str, Any]) -> None:
+        for resource in node.get("resources", {}).values():
+            for method in resource.get("methods", {}).values():
+                found[method["id"].removeprefix("compute.")] = method
+            walk(resource)
+
+    walk(discovery())
+    return found
+
+
+def check_answers(calls: Iterable[Call]) -> None:
+    """Every answer of Compute Engine is what the document says the method answers."""
+    for call in calls:
+        if call.service == "compute" and call.status == 200:
+            schema = methods()[call.name].get("response", {}).get("$ref")
+            assert schema is None or problems(schema, call.answer) == [], call
+
+
+def problems(schema: str, value: object) -> list[str]:
+    errors = validator_of(schema).iter_errors(value)
+    return [f"{error.json_path}: {error.message}" for error in errors]
 
 
 @functools.cache

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import requests
+from discovery import methods
 
 from gce_backend.emulator import Emulator
 
 from .conftest import ZONE, Api, body
-from .schema import methods
 
 LEGACY = "projects/deeplearning-platform-release/global/images/family/pytorch-latest-cpu"
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from discovery import check_answers
 
 from gce_backend.emulator.calls import Call
 
-from .conftest import ZONE, check_answers
+from .conftest import ZONE
 from .test_command import COMMAND
 
 pytestmark = [
@@ -61,7 +62,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         words = [shlex.split(line)[1] for line in text.splitlines()]
         started = Started(dict(word.split("=", 1) for word in words))
         yield started
-        check_answers(started)
+        check_answers(started.calls)
     finally:
         subprocess.run([*COMMAND, "stop", *root], check=True, timeout=60)
 
