@@ -117,7 +117,6 @@ def live_an_instance(clients: Clients) -> None:
     assert found.labels == {"run": "a"}
     assert "a" in [item.key for item in found.metadata.items]
     eventually(lambda: call("instances.getSerialPortOutput", **vm).contents, "the boot")
-    path = {"query_path": "hostkeys/"}
     eventually(lambda: _has_host_keys(clients, vm), "the guest's host keys")
     asked = ["compute.instances.stop"]
     permissions = call(
