@@ -21,6 +21,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "gce_backend.commands.attach",
         "Follow RUN again, from the beginning of its log to its end.",
     ),
+    "logs": (
+        "gce_backend.commands.logs",
+        "Print what RUN's training has written, as far as it is in the bucket.",
+    ),
+    "pull": (
+        "gce_backend.commands.pull",
+        "Download RUN's artifacts and logged models into DIR, each checked by its CRC32C.",
+    ),
     "stop": (
         "gce_backend.commands.stop",
         "End RUN: save its results, mark it KILLED, delete its instance.",

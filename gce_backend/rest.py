@@ -30,19 +30,9 @@ class Rest:
     def __init__(
         self, base: str, *, anonymous: bool, retry_seconds: float = _RETRY_SECONDS
     ) -> None:
-        import requests.adapters
-
         self._base = base
         self._retry_seconds = retry_seconds
-        if anonymous:
-            self._session = requests.Session()
-        else:
-            from google.auth.transport.requests import AuthorizedSession
-
-            self._session = AuthorizedSession(default_credentials())  # type: ignore[no-untyped-call]
-        adapter = requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._session = open_session(anonymous=anonymous)
 
     def get(self, what: str, path: str, **query: Any) -> dict[str, Any]:
         """The JSON at ``path``; ``what`` begins an error's message.
@@ -76,6 +66,26 @@ class Rest:
 
         with translated(what):
             return retry(once, is_transient=is_transient, seconds=self._retry_seconds)
+
+
+def open_session(*, anonymous: bool) -> Any:
+    """A `requests` session that sends the caller's token, or none; for several threads.
+
+    Raises:
+        PermissionDenied: there are no credentials.
+    """
+    import requests.adapters
+
+    if anonymous:
+        session = requests.Session()
+    else:
+        from google.auth.transport.requests import AuthorizedSession
+
+        session = AuthorizedSession(default_credentials())  # type: ignore[no-untyped-call]
+    adapter = requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return session
 
 
 def compute_rest(endpoint: str | None, **options: Any) -> Rest:

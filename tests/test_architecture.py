@@ -24,7 +24,7 @@ LAYERS = [
     {"livelog", "ssh_access"},
     {"cancelling", "instance_watch", "summary"},
     {"livesync", "shipment", "request", "facts", "backlog"},
-    {"submission", "sync", "blueprint"},
+    {"submission", "sync", "blueprint", "results"},
     {
         "tracking",
         "compute",
@@ -33,6 +33,7 @@ LAYERS = [
         "relocation",
         "fleet",
         "proof",
+        "download",
         "forwarding",
         "lease",
         "history",

@@ -7,6 +7,7 @@ import getpass
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,12 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import google_crc32c
 import pytest
 import requests
+from click.testing import CliRunner
 
 from gce_backend.agent.paths import RunPaths
+from gce_backend.cli import main
 from gce_backend.emulator import Emulator
 
 MLFLOW_GCE = str(Path(sys.executable).with_name("mlflow-gce"))
@@ -50,6 +54,15 @@ def emulator(_running: Emulator) -> Iterator[Emulator]:
         _running.erase(instance["name"])
 
 
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, named as `subprocess` names it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @dataclass
 class Cloud:
     """A bucket of a test's own, and the command line in a directory of its own."""
@@ -61,18 +74,27 @@ class Cloud:
     zone: str = "europe-west1-b"
     runs: list[str] = field(default_factory=list)
 
-    def run(
-        self, *words: str, seconds: float = 60, **environ: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [MLFLOW_GCE, *words],
-            cwd=self.directory,
-            env={**self.environ, **environ},
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
+    def run(self, *words: str, **environ: str) -> Done:
+        """The command in this process: a fresh one would spend its time on importing MLflow."""
+        before = Path.cwd()
+        os.chdir(self.directory)
+        try:
+            result = CliRunner().invoke(main, words, env=self._environ_for_runner(environ))
+        finally:
+            os.chdir(before)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stdout, result.stderr)
+
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[Any]:
+        """The command as a process of its own."""
+        return subprocess.Popen(
+            [MLFLOW_GCE, *words], cwd=self.directory, env=self.environ, **options
         )
+
+    def _environ_for_runner(self, more: dict[str, str]) -> dict[str, str | None]:
+        whole: dict[str, str | None] = dict.fromkeys(os.environ)
+        return {**whole, **self.environ, **more}
 
     def json(self, *words: str, **environ: str) -> Any:
         done = self.run(*words, "--json", **environ)
@@ -99,6 +121,12 @@ class Cloud:
             "crc32c": crc32c,
             "generation": str(answer.json()["generation"]),
         }
+
+    def read(self, name: str) -> bytes:
+        url = f"{self.emulator.storage_url}/storage/v1/b/{self.bucket}/o/{quote(name, safe='')}"
+        answer = requests.get(url, params={"alt": "media"}, timeout=30)
+        answer.raise_for_status()
+        return answer.content
 
     def instance(
         self,
@@ -166,6 +194,41 @@ class Cloud:
         assert "error" not in ended, ended
         return run_id
 
+    def store_run(self, name: str = "bold-crab-1", **tags: str) -> str:
+        """A run of this backend in the MLflow store; returns its id."""
+        client = self.client
+        found = client.get_experiment_by_name("digits")
+        location = f"gs://{self.bucket}/mlflow-gce/experiments/digits"
+        experiment = found.experiment_id if found else client.create_experiment("digits", location)
+        run_id = client.create_run(experiment, run_name=name).info.run_id
+        now = time.time()
+        values = {
+            "gce.run": f"gs://{self.bucket}/{self.paths(run_id).root}",
+            "gce.project": self.emulator.project,
+            "gce.zone": self.zone,
+            "gce.instance": f"mlflow-{run_id}-1",
+            "gce.deadline": str(round(now + 3600)),
+            "gce.created_at": str(round(now - 60, 3)),
+            "gce.usd_per_hour": "0.1163",
+            "gce.machine_type": "n1-standard-2",
+            "gce.spot": "false",
+            "mlflow.user": ME,
+            **tags,
+        }
+        for key, value in values.items():
+            client.set_tag(run_id, key, value)
+        return run_id
+
+    @property
+    def client(self) -> Any:
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(self.environ["MLFLOW_TRACKING_URI"])
+
+    def artifacts(self, run_id: str) -> str:
+        """Where the run's artifacts are, as an object's name ending in a slash."""
+        return f"mlflow-gce/experiments/digits/{run_id}/artifacts/"
+
     def paths(self, run_id: str) -> RunPaths:
         return RunPaths("mlflow-gce", run_id)
 
@@ -228,6 +291,23 @@ class Cloud:
     def left(self) -> set[str]:
         """Run ids of the instances that exist."""
         return {i["labels"]["mlflow-gce-run"] for i in self.emulator.instances()}
+
+
+@pytest.fixture(scope="session")
+def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialized sqlite store; making its tables takes seconds, copying it does not."""
+    from mlflow.tracking import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").get_experiment("0")
+    return file
+
+
+@pytest.fixture
+def store(cloud: Cloud, _empty_store: Path) -> Cloud:
+    """The cloud of a test, with an MLflow store."""
+    shutil.copy(_empty_store, cloud.directory / "mlflow.db")
+    return cloud
 
 
 @pytest.fixture

@@ -1,0 +1,194 @@
+"""Downloads: the layout, the checks, and going on where a killed one stopped."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from gce_backend.agent.paths import RunPaths
+from gce_backend.download import PIECE_BYTES, Downloader, Item
+from gce_backend.emulator import Fault
+from gce_backend.errors import StorageError
+from gce_backend.results import results
+from gce_backend.storage import ObjectInfo
+
+MODEL = "m-" + "5" * 32
+
+
+def run_with_results(store):
+    run_id = store.store_run()
+    root = store.artifacts(run_id)
+    models = f"mlflow-gce/experiments/digits/models/{MODEL}/artifacts/"
+    store.ends(
+        run_id,
+        files={
+            f"{root}metrics.json": b'{"epoch": [1]}',
+            f"{root}model.pt": b"weights",
+            f"{root}deep/er/file with space.txt": b"",
+            f"{models}MLmodel": b"flavors: {}",
+        },
+    )
+    return run_id
+
+
+def test_the_results_in_the_layout_of_the_run(store):
+    run_id = run_with_results(store)
+
+    done = store.run("pull", run_id[:8])
+
+    assert done.returncode == 0, done.stderr
+    (folder,) = (store.directory / "results").iterdir()
+    assert folder.name.endswith(run_id[:8])
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert found == {
+        "metrics.json": b'{"epoch": [1]}',
+        "model.pt": b"weights",
+        "deep/er/file with space.txt": b"",
+        f"models/{MODEL}/MLmodel": b"flavors: {}",
+    }
+    assert "4 files, 32 B, checksums verified: results/" in done.stdout
+    (folder / "model.pt").write_bytes(b"damaged")
+    (folder / "notes.txt").write_text("mine")
+    again = store.json("pull", "bold-crab-1", str(folder))
+    assert again["lost"] == [] and len(again["files"]) == 4
+    assert (folder / "model.pt").read_bytes() == b"weights"
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_what_the_bucket_has_lost_is_named_and_the_rest_is_there(store):
+    run_id = run_with_results(store)
+    manifest = store.paths(run_id).manifest
+    name = f"{store.artifacts(run_id)}gone.bin"
+    entry = {"bucket": store.bucket, "name": name, "size": 3, "md5": "", "crc32c": ""}
+    known = json.loads(store.read(manifest))
+    store.put(manifest, {**known, "objects": [*known["objects"], entry]})
+
+    done = store.run("pull", run_id, "here")
+
+    assert done.returncode == 1
+    assert f"gs://{store.bucket}/{name}; it is not in the bucket" in done.stderr
+    assert (store.directory / "here" / "model.pt").read_bytes() == b"weights"
+
+
+def test_a_run_without_artifacts_and_a_run_that_is_not_there(store):
+    run_id = store.store_run()
+    assert "has no artifacts (yet)" in store.run("pull", run_id).stderr
+
+    other = store.store_run()
+    done = store.run("pull", "bold-crab-1")
+
+    assert done.returncode == 1
+    assert run_id in done.stderr and other in done.stderr and "Say which" in done.stderr
+    assert (
+        "no run of this backend has the id or name 'nobody'" in store.run("logs", "nobody").stderr
+    )
+
+
+def test_a_killed_pull_goes_on_where_it_was(store):
+    run_id = store.store_run()
+    data = os.urandom(3 * PIECE_BYTES + 12345)
+    name = f"{store.artifacts(run_id)}big.bin"
+    store.put(name, data)
+    # The first piece asked for waits, so that the kill finds some whole and one not.
+    store.emulator.inject(Fault("slow", "storage.objects.get", "*big.bin", times=1, seconds=60))
+    folder = store.directory / "here"
+    first = store.start("pull", run_id, "here")
+    done_file = None
+    end = time.monotonic() + 60
+    while done_file is None:
+        assert time.monotonic() < end and first.poll() is None
+        done_file = next((p for p in folder.glob("*.done") if p.stat().st_size), None)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (folder / "big.bin").exists()
+    before = len(store.emulator.calls)
+
+    done = store.run("pull", run_id, "here")
+
+    assert done.returncode == 0, done.stderr
+    assert (
+        hashlib.sha256((folder / "big.bin").read_bytes()).digest() == hashlib.sha256(data).digest()
+    )
+    assert [p.name for p in folder.iterdir()] == ["big.bin"]
+    again = [c for c in store.emulator.calls[before:] if c.path.endswith("big.bin")]
+    assert 0 < len(again) < 4
+
+
+@pytest.fixture
+def item(cloud, tmp_path, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.emulator.storage_url)
+    entry = cloud.put("folder/file[1].bin", b"0123456789")
+    return Item(
+        bucket=cloud.bucket,
+        name=entry["name"],
+        target=tmp_path / "file[1].bin",
+        size=10,
+        crc32c=entry["crc32c"],
+        generation=entry["generation"],
+    )
+
+
+def downloader(moved=None):
+    return Downloader(project="p", progress=(moved if moved is not None else []).append)
+
+
+def test_a_wrong_checksum_leaves_no_file(item):
+    moved = []
+    with pytest.raises(StorageError, match="another checksum"):
+        downloader(moved).download([dataclasses.replace(item, crc32c="AAAAAA==")])
+
+    assert list(item.target.parent.glob("file*")) == []
+    assert sum(moved) == 0
+
+
+def test_parts_of_an_older_version_are_removed(item):
+    for name in ("file[1].bin.77.part", "file[1].bin.77.part.done"):
+        item.target.with_name(name).write_text("0\n")
+
+    assert downloader().download([item]) == 10
+
+    assert [p.name for p in item.target.parent.glob("file*")] == ["file[1].bin"]
+
+
+@pytest.mark.parametrize("kind", ["unavailable", "reply_lost_before"])
+def test_a_fault_that_passes_is_waited_out(cloud, item, kind):
+    cloud.emulator.inject(Fault(kind, "storage.objects.get", "*file?1?.bin", times=2))
+
+    downloader().download([item])
+
+    assert item.target.read_bytes() == b"0123456789"
+
+
+def test_a_refusal_is_told_with_its_object(cloud, item):
+    cloud.emulator.inject(Fault("forbidden", "storage.objects.get", "*file?1?.bin", times=None))
+
+    with pytest.raises(
+        StorageError, match=r"cannot download gs://.*file\[1\].bin: access is refused"
+    ):
+        downloader().download([item])
+
+
+def test_a_name_that_leads_out_of_the_directory_is_refused(tmp_path):
+    class Bucket:
+        """What a listing with such a name is; fake-gcs-server itself refuses it."""
+
+        bucket = "b"
+
+        def in_bucket(self, _):
+            return self
+
+        def read_json(self, _):
+            return None
+
+        def uri(self, name):
+            return f"gs://b/{name}"
+
+        def list(self, folder):
+            yield ObjectInfo(f"{folder}a/../../evil", 1, "", None, "1")
+
+    with pytest.raises(StorageError, match="leads out of"):
+        results(Bucket(), RunPaths("mlflow-gce", "ab"), "gs://b/e/ab/artifacts", tmp_path)
