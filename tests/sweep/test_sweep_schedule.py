@@ -1,0 +1,174 @@
+"""Which job is next: the scheduler with instances that are entries in a dictionary."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from gce_backend.agent.paths import RunPaths
+from gce_backend.errors import NoCapacity, QuotaExceeded
+from gce_backend.lifecycle import EndReason
+from gce_backend.submission import Submission
+from gce_backend.sweep_capacity import Capacity
+from gce_backend.sweep_results import Outcome
+from gce_backend.sweep_schedule import Job, Scheduler
+
+from .test_sweep_capacity import settings
+
+
+class Work:
+    """A cloud whose instances end when the test says so."""
+
+    def __init__(self) -> None:
+        self.instances: dict[str, str] = {}
+        self.submitted_jobs: list[int] = []
+        self.ends: dict[int, list[EndReason]] = defaultdict(lambda: [EndReason.SUCCEEDED])
+        self.errors: dict[int, list[Exception]] = defaultdict(list)
+        self.most = 0
+        self.lock = threading.Lock()
+
+    def list(self) -> dict[str, str]:
+        with self.lock:
+            return dict(self.instances)
+
+    def submit(self, job: Any, settings: Any) -> Submission:
+        if self.errors[job.number]:
+            raise self.errors[job.number].pop(0)
+        name = f"instance-{job.number}-{job.attempts}"
+        with self.lock:
+            self.submitted_jobs.append(job.number)
+            self.instances[name] = "RUNNING"
+            self.most = max(self.most, len(self.instances))
+        paths = RunPaths("mlflow-gce", "r")
+        return Submission("r", "p", "z", name, "b", paths, "sqlite://", 0.0, 0.0)
+
+    def look(self, job: Any) -> bool:
+        return False
+
+    def exists(self, job: Any) -> bool:
+        return job.submission.instance in self.instances
+
+    def finish(self, job: Any) -> tuple[Outcome, EndReason]:
+        reason = self.ends[job.number].pop(0)
+        told = {"status": "COMPLETED"} if reason is EndReason.SUCCEEDED else {}
+        return Outcome("r", told, "" if told else reason.value), reason
+
+    def failed(self, job: Any, error: BaseException) -> Outcome:
+        return Outcome("", {}, str(error))
+
+    def submitted(self, job: Any) -> Outcome:
+        return Outcome("r", {"status": "SUBMITTED"})
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def end(self, name: str) -> None:
+        with self.lock:
+            self.instances.pop(name)
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+Make = Callable[..., Scheduler]
+
+
+@pytest.fixture
+def scheduler(work: Work) -> Iterator[Make]:
+    made: list[Scheduler] = []
+
+    def make(**options: Any) -> Scheduler:
+        capacity = Capacity(lambda region: {"CPUS": 1000.0})
+        options.setdefault("max_parallel", None)
+        made.append(Scheduler(work, capacity, pause=0.01, first_pause=0.01, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.leave(seconds=5)
+
+
+def until(check: Callable[[], Any]) -> None:
+    end = time.monotonic() + 10
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_never_more_than_allowed_run_and_others_follow(work: Work, scheduler: Make) -> None:
+    jobs = [Job(number, settings()) for number in range(6)]
+    made = scheduler(max_parallel=2)
+    futures = [made.add(job) for job in jobs]
+
+    for number in range(6):
+        until(lambda n=number: f"instance-{n}-1" in work.instances)
+        work.end(f"instance-{number}-1")
+
+    assert all(future.result(timeout=10).completed for future in futures)
+    assert work.most == 2
+    assert work.submitted_jobs == list(range(6))
+
+
+def test_a_preempted_job_is_tried_again_and_a_failing_one_is_not(
+    work: Work, scheduler: Make
+) -> None:
+    work.ends[0] = [EndReason.PREEMPTED, EndReason.SUCCEEDED]
+    work.ends[1] = [EndReason.EXITED_NONZERO]
+    made = scheduler()
+    first, second = made.add(Job(0, settings())), made.add(Job(1, settings()))
+    until(lambda: len(work.instances) == 2)
+
+    work.end("instance-0-1")
+    work.end("instance-1-1")
+
+    until(lambda: "instance-0-2" in work.instances)
+    assert second.result(timeout=10).problem == "exited_nonzero"
+    work.end("instance-0-2")
+    assert first.result(timeout=10).completed
+
+
+def test_a_job_without_room_waits_and_is_given_up_when_nobody_else_could_make_some(
+    work: Work, scheduler: Make
+) -> None:
+    work.errors[0] = [NoCapacity("full"), NoCapacity("full")]
+    work.errors[1] = [QuotaExceeded("none at all", is_global=True) for _ in range(20)]
+    made = scheduler()
+
+    hopeless = made.add(Job(1, settings()))
+
+    assert "none at all" in hopeless.result(timeout=10).problem
+    patient = made.add(Job(0, settings()))
+    until(lambda: work.instances)
+    work.end("instance-0-1")
+    assert patient.result(timeout=10).completed
+
+
+def test_a_bug_in_the_work_fails_that_job_alone(work: Work, scheduler: Make) -> None:
+    work.errors[0] = [ZeroDivisionError("a bug")]
+    made = scheduler()
+
+    broken, well = made.add(Job(0, settings())), made.add(Job(1, settings()))
+
+    assert broken.result(timeout=10).problem == "a bug"
+    until(lambda: "instance-1-1" in work.instances)
+    work.end("instance-1-1")
+    assert well.result(timeout=10).completed
+
+
+def test_leaving_starts_nothing_more_and_tells_what_goes_on(work: Work, scheduler: Make) -> None:
+    made = scheduler(max_parallel=1)
+    for number in range(3):
+        made.add(Job(number, settings()))
+    until(lambda: work.instances)
+
+    left = made.leave()
+
+    assert [job.number for job in left] == [0]
+    assert list(work.instances) == ["instance-0-1"]
