@@ -83,8 +83,14 @@ def not_found(message: str) -> RelayError:
     return RelayError("RESOURCE_DOES_NOT_EXIST", message)
 
 
+# By these words MLflow's client knows that it can send the file whole: mlflow/exceptions.py, 3.17.
+_NO_PARTS = "Multipart upload is not supported for the current artifact repository"
+
+
 def not_implemented(method: str, path: str) -> RelayError:
     """The error for what the relay does not know, with what to do instead."""
+    if "mlflow-artifacts/mpu/" in path:
+        return RelayError("NOT_IMPLEMENTED", f"{_NO_PARTS}. The relay takes the file whole.")
     if "registered-models" in path or "model-versions" in path:
         instead = (
             "Register the model once the run is back on the client: "

@@ -18,7 +18,7 @@ from .errors import RelayError, invalid, not_implemented
 from .journal import Journal
 from .locations import Locations
 from .repeats import Repeats
-from .search import matching
+from .search import matching, ordered
 from .tracking_state import TrackingState
 
 
@@ -157,7 +157,8 @@ class TrackingApi:
         if wanted and str(self.state.experiment["experiment_id"]) not in wanted:
             raise self._other_experiment(f"the id {wanted[0]}")
         runs = [self._run_json(run) for run in self.state.runs.values()]
-        return {"runs": matching(runs, str(body.get("filter") or ""))}
+        found = ordered(matching(runs, str(body.get("filter") or "")), body.get("order_by") or [])
+        return _page({"runs": found}, "runs", body)
 
     # -- writes -------------------------------------------------------------------------------
 
@@ -252,15 +253,7 @@ class TrackingApi:
         history = self._run(body).metrics.get(key)
         if history is None:
             return {"metrics": []}
-        points = list(history.points(key))
-        size = int(body.get("max_results") or 0)
-        if not size:
-            return {"metrics": points}
-        start = int(body.get("page_token") or 0)
-        page: Json = {"metrics": points[start : start + size]}
-        if start + size < len(points):
-            page["next_page_token"] = str(start + size)
-        return page
+        return _page({"metrics": list(history.points(key))}, "metrics", body)
 
     def _get_history_bulk(self, body: Json) -> Json:
         key, ids = str(body.get("metric_key")), body.get("run_ids") or []
@@ -302,6 +295,17 @@ class TrackingApi:
             raise not_implemented(method, path)
         self._write(path, body, method=method)
         return {"model": self._model_json(model)} if not what or what == "tags" else {}
+
+
+def _page(answer: Json, field: str, body: Json) -> Json:
+    """At most ``max_results`` of ``answer[field]``, from ``page_token`` on."""
+    items, size = answer[field], int(body.get("max_results") or 0)
+    if size:
+        start = int(body.get("page_token") or 0)
+        answer[field] = items[start : start + size]
+        if start + size < len(items):
+            answer["next_page_token"] = str(start + size)
+    return answer
 
 
 def _passing(

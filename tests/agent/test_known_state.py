@@ -10,7 +10,7 @@ from gce_backend.agent import validation
 from gce_backend.agent.entities import MetricHistory
 from gce_backend.agent.errors import RelayError
 from gce_backend.agent.locations import Locations
-from gce_backend.agent.search import matching
+from gce_backend.agent.search import matching, ordered
 from gce_backend.agent.tracking_state import TrackingState
 
 RUN = {
@@ -171,24 +171,40 @@ def test_batches_have_mlflows_limits() -> None:
         ("params.lr = '0.1' and tag.a != 'y'", [1]),
         ("attributes.run_id = '2' AND params.lr = '0.1'", [2]),
         ("run_id = '3'", []),
+        ("metrics.loss < 0.3 AND metrics.`loss` >= 1e-3", [2]),
+        ("attributes.start_time > 10", [2]),
+        ("run_id IN ('1', '2') AND tags.a NOT IN ('y')", [1]),
+        ("tags.a LIKE '%' and params.lr ILIKE '0._'", [1]),
+        ("tags.a LIKE 'X%'", []),
     ],
 )
-def test_simple_filters_are_answered(text: str, found: list[int]) -> None:
-    runs = [
-        {"info": {"run_id": "1"}, "data": {"params": lr(), "tags": tags(a="x")}},
-        {
-            "info": {"run_id": "2"},
-            "data": {"params": lr(), "tags": tags(**{"mlflow.parentRunId": "p"})},
-        },
-    ]
-
-    assert [int(run["info"]["run_id"]) for run in matching(runs, text)] == found
+def test_filters_are_answered(text: str, found: list[int]) -> None:
+    assert [int(run["info"]["run_id"]) for run in matching(RUNS, text)] == found
 
 
-@pytest.mark.parametrize("text", ["metrics.loss < 1", "a = 'b' OR c = 'd'", "a", "a = b"])
+@pytest.mark.parametrize(
+    ("order_by", "found"),
+    [
+        ([], [2, 1]),
+        (["metrics.loss DESC"], [1, 2]),
+        (["tags.a"], [1, 2]),
+        (["params.lr ASC", "attributes.start_time ASC"], [1, 2]),
+    ],
+)
+def test_they_come_in_the_order_asked_for(order_by: list[str], found: list[int]) -> None:
+    assert [int(run["info"]["run_id"]) for run in ordered(RUNS, order_by)] == found
+
+
+@pytest.mark.parametrize(
+    "text", ["metrics.loss < '1'", "params.lr > 1", "a = 'b' OR c = 'd'", "a", "a = b"]
+)
 def test_other_filters_say_so(text: str) -> None:
     with pytest.raises(RelayError, match="Search on the client"):
         matching([{"info": {}}], text)
+
+
+def point(key: str, value: float) -> dict[str, Any]:
+    return {"key": key, "value": value, "timestamp": 1, "step": 1}
 
 
 def lr() -> list[dict[str, str]]:
@@ -214,3 +230,19 @@ def test_locations_go_both_ways() -> None:
 def test_paths_outside_of_the_experiment_are_refused(path: str) -> None:
     with pytest.raises(RelayError):
         Locations("gs://b/x").object_name(path)
+
+
+RUNS = [
+    {
+        "info": {"run_id": "1", "start_time": 10},
+        "data": {"params": lr(), "tags": tags(a="x"), "metrics": [point("loss", 0.5)]},
+    },
+    {
+        "info": {"run_id": "2", "start_time": 20},
+        "data": {
+            "params": lr(),
+            "tags": tags(**{"mlflow.parentRunId": "p"}),
+            "metrics": [point("loss", 0.25)],
+        },
+    },
+]

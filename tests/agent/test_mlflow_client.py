@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def trained(
     plane = ControlPlane()
     root = tmp_path_factory.mktemp("trained") / "instance"
     instance = TestInstance(root, agent_zip, module_bucket, plane)
-    instance.run(f"{sys.executable} train.py && cat facts.json", {"train.py": TRAINER})
+    command = f"{sys.executable} train.py && cat facts.json"
+    instance.submit(command, {"train.py": TRAINER}, deadline=time.time() + 240)
+    instance.start()
+    instance.wait(240)
     yield instance
     instance.clean_up()
     plane.stop()
@@ -46,7 +50,14 @@ def test_the_trainer_reads_back_what_it_logged(facts: dict[str, Any]) -> None:
         "batch_size": "32",
         "momentum": "0.9",
     }
-    assert facts["metrics"] == {"loss": 1 / 3, "accuracy": 0.3, "late": 5.0}
+    assert facts["metrics"] == {
+        "loss": 1 / 3,
+        "accuracy": 0.3,
+        "late": 5.0,
+        "asynchronous": 49,
+        "fit": 0.9,
+    }
+    assert facts["asynchronous"] == [[step, step] for step in range(50)]
     assert facts["tags"] == {"phase": "two"}
     assert facts["history"] == [[1, 1.0], [2, 0.5], [3, 1 / 3]]
     assert facts["datasets"] == ["tiny"]
@@ -61,18 +72,25 @@ def test_artifacts_are_listed_read_and_overwritten(facts: dict[str, Any]) -> Non
         "config.json",
         "curve.png",
         "deep",
+        "folder",
         "images",
+        "large.bin",
         "notes.txt",
+        "table.json",
         "text",
     ]
     assert facts["deeper"] == ["deep/er/empty.bin"]
     assert facts["text"] == "two"
+    assert facts["table"] == [1, 2]
     assert facts["artifact_uri"].startswith("mlflow-artifacts:/bucket-")
 
 
 def test_a_logged_model_loads_back_on_the_instance(facts: dict[str, Any]) -> None:
     assert facts["same_output"] and facts["model_status"] == "READY"
-    assert facts["outputs"] == [facts["model_id"]]
+    assert facts["outputs"][0] == facts["model_id"]
+    assert facts["predicts"] == [1]
+    name, metrics = facts["found_models"][0]
+    assert name == "linear" and metrics["fit"] == 0.9
 
 
 def test_child_runs_and_autologging_work(facts: dict[str, Any]) -> None:
@@ -81,9 +99,24 @@ def test_child_runs_and_autologging_work(facts: dict[str, Any]) -> None:
     assert "training_accuracy_score" in facts["autolog"]
 
 
-def test_what_the_relay_cannot_do_says_what_to_do_instead(facts: dict[str, Any]) -> None:
-    assert "mlflow.register_model('runs:/RUN_ID/NAME'" in facts["register"]
-    assert "mlflow run --experiment-name NAME" in facts["other_experiment"]
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("register_model", "mlflow.register_model('runs:/RUN_ID/NAME'"),
+        ("load_model", "mlflow.register_model('runs:/RUN_ID/NAME'"),
+        ("get_run", "Ask the tracking server itself"),
+        ("delete_run", "Delete or restore runs on the client, once this run has ended"),
+        ("get_logged_model", "Fetch others before the training"),
+        ("rename_experiment", "Do it on the client, before the run or after it"),
+        ("search_runs", "Search on the client"),
+        ("search_other", "mlflow run --experiment-name NAME"),
+        ("set_experiment", "mlflow run --experiment-name NAME"),
+    ],
+)
+def test_what_the_relay_cannot_do_says_what_to_do_instead(
+    facts: dict[str, Any], call: str, words: str
+) -> None:
+    assert words in facts["refusals"][call]
 
 
 def test_the_journal_holds_every_write_once_and_in_order(trained: TestInstance) -> None:
@@ -96,6 +129,7 @@ def test_the_journal_holds_every_write_once_and_in_order(trained: TestInstance) 
     creations = [record for record in records if "provisional_id" in record]
     assert [record["path"] for record in creations] == [
         "runs/create",
+        "logged-models",
         "logged-models",
         "runs/create",
         "logged-models",
