@@ -20,6 +20,8 @@ from typing import Any
 
 from gce_backend.agent.paths import RUN_LABEL, RunPaths
 from gce_backend.backend import GceSubmittedRun
+from gce_backend.blueprint import Blueprint
+from gce_backend.budget import within_cost
 from gce_backend.bundle import make_bundle, size_warning
 from gce_backend.compute import Compute
 from gce_backend.config import Settings
@@ -32,11 +34,12 @@ from gce_backend.errors import (
     QuotaExceeded,
     TrackingError,
 )
+from gce_backend.forwarding import forward_target, permitted
 from gce_backend.interrupts import Interrupts
 from gce_backend.lifecycle import EndReason
 from gce_backend.project import EntryPoint, Source, open_source
 from gce_backend.request import ATTEMPT, InstanceRequest
-from gce_backend.rest import compute_rest
+from gce_backend.rest import Rest, compute_rest
 from gce_backend.shipment import Shipment, run_spec, ship
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
@@ -102,12 +105,23 @@ class Plan:
     hydra_version: str = ""
 
 
+@dataclass(frozen=True)
+class Common:
+    """What every job is made from, in the bucket and in the store."""
+
+    source: Source
+    environment: Environment
+    experiment: Experiment
+    shipment: Shipment
+
+
 class Sweep:
     """One sweep of this process; `add` may be called from several threads.
 
     Args:
         settings: of the first job; where all of them go. Machines differ from job to job.
         say, warn: a line for the user.
+        parent: the run of a sweep to follow without starting anything; None: the plan's own.
 
     Raises:
         GceBackendError: nothing was started.
@@ -120,50 +134,48 @@ class Sweep:
         *,
         say: Callable[[str], None],
         warn: Callable[[str], None],
+        store: SweepStore | None = None,
+        parent: Any = None,
     ) -> None:
         self.plan = plan
         self._say, self.warn = say, warn
         self._settings = settings
-        self._store = SweepStore(resolve_uri(None))
-        self._store_lock = threading.Lock()
-        self._storage = Storage(settings.bucket, project=settings.project)
-        self._storage.check(settings.gce.prefix)
-        self._source = _source(plan.root)
-        self._environment = _environment(plan)
-        self._experiment = self._choose_experiment()
+        self.store = store or SweepStore(resolve_uri(None))
+        self.store_lock = threading.Lock()
+        self.storage = Storage(settings.bucket, project=settings.project)
         self.bundled_at = time.time()
-        self._shipment = self._ship()
         self._earlier: dict[str, Any] = {}
-        self.parent_id = self._open_parent()
-        self._parent_uri = str(self._store.get_run(self.parent_id).info.artifact_uri)
-        self._table = Table()
-        self._jobs = Jobs(self)
-        self.capacity = Capacity(self._jobs.quotas)
-        self._scheduler = Scheduler(
-            self._jobs,
-            self.capacity,
+        self.common: Common | None = None
+        if parent is None:
+            self.storage.check(settings.gce.prefix)
+            self.common = self._prepare()
+            parent = self._open_parent(self.common)
+        self.parent_id = str(parent.info.run_id)
+        self._parent_uri = str(parent.info.artifact_uri)
+        self.table = Table()
+        self.jobs = Jobs(self, settings)
+        emulated = settings.endpoints.emulated
+        self.scheduler = Scheduler(
+            self.jobs,
+            Capacity(quota_reader(settings)),
             max_parallel=settings.gce.max_parallel,
-            pause=0.2 if settings.endpoints.emulated else 1.0,
-            first_pause=0.5 if settings.endpoints.emulated else 5.0,
+            pause=0.2 if emulated else 1.0,
+            first_pause=0.5 if emulated else 5.0,
         )
 
     def add(self, job: SweepJob) -> Future[Outcome]:
         """Queue ``job``, unless an earlier client's has ended well, or still runs."""
-        self._table.rows[job.number] = Row(
+        self.table.rows[job.number] = Row(
             job.number, list(job.overrides), job.settings.machine.name
         )
         earlier = self._earlier.pop(job.key, None)
         if earlier is not None and self._take_over(job, earlier):
             return job.future
-        return self._scheduler.add(job)
-
-    def room(self) -> int | None:
-        """How many jobs may run at once by the user's limit; None without one."""
-        return self._settings.gce.max_parallel
+        return self.scheduler.add(job)
 
     def leave(self) -> str:
         """Start nothing more; a sentence about what goes on."""
-        running = self._scheduler.leave()
+        running = self.scheduler.leave()
         self._write_table()
         names = ", ".join(str(job.number) for job in running) or "none"
         return (
@@ -174,44 +186,45 @@ class Sweep:
 
     def reopen(self) -> None:
         """Further jobs come: the parent runs again."""
-        self._store.reopen(self.parent_id)
+        self.store.reopen(self.parent_id)
 
     def close(self) -> None:
         """The jobs so far have ended: table and status of the parent say how."""
-        rows = self._table.rows.values()
+        rows = self.table.rows.values()
         if any(row.status == "RUNNING" for row in rows):
             self._write_table()  # left behind on purpose: the parent goes on
             return
         is_well = all(row.status == "COMPLETED" for row in rows)
         self._write_table()
-        tags = summary_tags(self._table, self.plan.direction)
-        self._store.close(self.parent_id, "FINISHED" if is_well else "FAILED", tags)
+        tags = summary_tags(self.table, self.plan.direction)
+        self.store.close(self.parent_id, "FINISHED" if is_well else "FAILED", tags)
 
     def note(self, job: SweepJob, outcome: Outcome) -> None:
         """A job has ended: its row in the table, and a line for the user."""
-        row = self._table.rows[job.number]
+        row = self.table.rows[job.number]
         row.run_id, row.seconds, row.attempts = outcome.run_id, outcome.seconds, job.attempts
         row.status = "COMPLETED" if outcome.completed else "FAILED"
         row.value = outcome.told.get("value") if outcome.completed else None
         row.error = outcome.problem.splitlines()[0] if outcome.problem else ""
-        ended = sum(row.status != "RUNNING" for row in self._table.rows.values())
+        ended = sum(row.status != "RUNNING" for row in self.table.rows.values())
         how = f"completed: {row.value}" if outcome.completed else f"failed: {row.error}"
         took = "" if outcome.seconds is None else f" after {outcome.seconds:.1f} s"
-        self._say(f"#{job.number} {how}{took} ({ended} of {len(self._table.rows)} have ended)")
+        self._say(f"#{job.number} {how}{took} ({ended} of {len(self.table.rows)} have ended)")
 
     # -- before the first job -----------------------------------------------------------------
 
-    def _choose_experiment(self) -> Experiment:
-        experiment = self._store.choose_experiment(
-            self._store.experiment_named_by_environment(),
+    def _prepare(self) -> Common:
+        source, environment = _source(self.plan.root), _environment(self.plan)
+        experiment = self.store.choose_experiment(
+            self.store.experiment_named_by_environment(),
             project_name=_project_name(self.plan.root),
             settings=self._settings,
         )
         if experiment.notice:
             self._say(experiment.notice)
-        return experiment
+        return Common(source, environment, experiment, self._ship(environment))
 
-    def _ship(self) -> Shipment:
+    def _ship(self, environment: Environment) -> Shipment:
         with tempfile.TemporaryDirectory(prefix="mlflow-gce-") as scratch:
             bundle = make_bundle(self.plan.root, Path(scratch) / "bundle.tar.gz")
             if warning := size_warning(bundle):
@@ -219,36 +232,34 @@ class Sweep:
             for secret in bundle.excluded_secrets:
                 self.warn(f"{secret} looks like a secret and stays here; commit it to ship it")
             prefix = self._settings.gce.prefix
-            return ship(
-                self._storage, bundle, self._environment, prefix=prefix, scratch=Path(scratch)
-            )
+            return ship(self.storage, bundle, environment, prefix=prefix, scratch=Path(scratch))
 
-    def _open_parent(self) -> str:
-        plan, experiment = self.plan, self._experiment
+    def _open_parent(self, common: Common) -> Any:
+        plan, experiment = self.plan, common.experiment
         key = hashlib.sha256(
-            json.dumps([plan.name, plan.digest, self._shipment.bundle.sha256]).encode()
+            json.dumps([plan.name, plan.digest, common.shipment.bundle.sha256]).encode()
         ).hexdigest()[:32]
         found = None
         if plan.resume == "auto":
-            found = self._store.unfinished(experiment.experiment_id, key)
+            found = self.store.unfinished(experiment.experiment_id, key)
         elif plan.resume != "never":
-            found = self._store.find_run(plan.resume)
+            found = self.store.find_run(plan.resume)
             if KEY_TAG not in found.data.tags:
                 raise ConfigError(f"hydra.launcher.resume={plan.resume}: that run is no sweep")
         tags = {KEY_TAG: key, SWEEP_TAG: plan.name, DIRECTORY_TAG: str(plan.directory)}
         if found is None:
-            tags["mlflow.source.name"] = self._source.name
-            parent = self._store.create_parent(experiment, f"sweep-{plan.name}", tags, plan.words)
-            self._say(f"sweep {parent} in experiment {experiment.name!r}")
-            return parent
+            tags["mlflow.source.name"] = common.source.name
+            made = self.store.create_parent(experiment, f"sweep-{plan.name}", tags, plan.words)
+            self._say(f"sweep {made.info.run_id} in experiment {experiment.name!r}")
+            return made
         parent = str(found.info.run_id)
-        for run in self._store.children(experiment.experiment_id, parent):
+        for run in self.store.children(experiment.experiment_id, parent):
             self._remember(run)
-        self._store.set_tags(parent, tags)
-        self._store.reopen(parent)
+        self.store.set_tags(parent, tags)
+        self.store.reopen(parent)
         finished = sum(run.info.status == "FINISHED" for run in self._earlier.values())
         self._say(f"sweep {parent} goes on: {finished} jobs are finished (a new one: resume=never)")
-        return parent
+        return found
 
     def _remember(self, run: Any) -> None:
         """An earlier child; of several for the same job the one that is furthest."""
@@ -264,25 +275,25 @@ class Sweep:
         """Whether the earlier client's run stands for ``job``: ended well, or on its way."""
         job.run_id, job.artifact_uri = run.info.run_id, str(run.info.artifact_uri)
         if run.info.status == "FINISHED":
-            told = read_result(self._storage, job.artifact_uri)
+            told = read_result(self.storage, job.artifact_uri)
             if told.get("status") == "COMPLETED":
                 outcome = Outcome(job.run_id, told)
-                self._jobs.fetch(job)
+                self.jobs.fetch(job)
                 self.note(job, outcome)
                 job.future.set_result(outcome)
                 return True
         else:
             with contextlib.suppress(TrackingError):
-                job.adopted = Submission.from_run(run, self._store.uri)
-                self._scheduler.add(job)
+                job.adopted = Submission.from_run(run, self.store.uri)
+                self.scheduler.add(job)
                 return True
-            self._store.terminate(job.run_id, EndReason.SUBMIT_FAILED)
+            self.store.terminate(job.run_id, EndReason.SUBMIT_FAILED)
         job.run_id, job.artifact_uri = "", ""
         return False
 
     def _write_table(self) -> None:
         try:
-            put_table(self._storage, self._parent_uri, self._table, self.plan.words)
+            put_table(self.storage, self._parent_uri, self.table, self.plan.words)
         except GceBackendError as error:
             self.warn(f"the sweep's table is not in the bucket: {error}")
 
@@ -290,17 +301,11 @@ class Sweep:
 class Jobs:
     """What is done for each job: ``sweep_schedule.JobWork`` on the cloud."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Sweep, settings: Settings) -> None:
         self._sweep = sweep
-        settings = sweep._settings
-        self._endpoint = settings.endpoints.compute
         self._project = settings.project
-        self._rest = compute_rest(self._endpoint)
-        self._compute = Compute(settings.project, endpoint=self._endpoint)
-
-    def quotas(self, region: str) -> Quotas:
-        path = f"projects/{self._project}/regions/{region}"
-        return free_quotas(self._rest.get(f"reading the quotas of {region}", path))
+        self._rest = compute_rest(settings.endpoints.compute)
+        self._compute = Compute(settings.project, endpoint=settings.endpoints.compute)
 
     def list(self) -> dict[str, str]:
         query: dict[str, Any] = {
@@ -323,10 +328,13 @@ class Jobs:
     def submit(self, job: SweepJob, settings: Settings) -> Submission:
         sweep = self._sweep
         try:
+            forward = forward_target(sweep._store.uri, settings)
+            settings = permitted(settings, forward)
             with sweep._store_lock:
                 if not job.run_id:
                     job.run_id = self._create_run(job, settings)
                 tracking = sweep._store.spec(sweep._experiment, job.run_id)
+                tracking["forward"] = forward
             job.artifact_uri = str(tracking["run"]["info"]["artifact_uri"])
             paths = RunPaths(settings.gce.prefix, job.run_id)
             sweep._storage.put(paths.job, job.archive)
@@ -348,7 +356,7 @@ class Jobs:
             raise
 
     def look(self, job: SweepJob) -> bool:
-        storage, submission = self._sweep._storage, job.submission
+        storage, submission = self._sweep.storage, job.submission
         assert submission is not None
         if storage.exists(submission.paths.status):
             return True
@@ -362,7 +370,7 @@ class Jobs:
             run_id=submission.run_id,
         ).apply_new()
         if not job.is_running and any(p["phase"] == "running" for p in heartbeat["phases"]):
-            self._sweep._store.set_running(submission.run_id)
+            self._sweep.store.set_running(submission.run_id)
             job.is_running = True
         return False
 
@@ -378,12 +386,12 @@ class Jobs:
         )
         told: dict[str, Any] = {}
         try:
-            result = runner.follow(Interrupts(active=False))
+            result = _followed(runner)
             reason, problem = result.reason, result.message
         except GceBackendError as error:
             reason, problem = EndReason.RESULTS_UNVERIFIED, str(error)
         with contextlib.suppress(GceBackendError):
-            told = read_result(self._sweep._storage, job.artifact_uri)
+            told = read_result(self._sweep.storage, job.artifact_uri)
             self.fetch(job)
         if reason is EndReason.SUCCEEDED and told.get("status") != "COMPLETED":
             problem = f"run {submission.run_id} left no {RESULT}"
@@ -399,7 +407,7 @@ class Jobs:
             return
         plan = self._sweep.plan
         kept = fetch_outputs(
-            self._sweep._storage,
+            self._sweep.storage,
             job.artifact_uri,
             output_dir=job.output_dir,
             root=plan.root,
@@ -413,7 +421,7 @@ class Jobs:
             is_full = isinstance(error, NoCapacity)
             reason = EndReason.NO_CAPACITY if is_full else EndReason.QUOTA_EXCEEDED
             with contextlib.suppress(TrackingError):
-                self._sweep._store.terminate(job.run_id, reason)
+                self._sweep.store.terminate(job.run_id, reason)
         told = str(error) if isinstance(error, GceBackendError) else repr(error)
         outcome = Outcome(job.run_id, {}, told)
         self._sweep.note(job, outcome)
@@ -425,12 +433,12 @@ class Jobs:
     def warn(self, text: str) -> None:
         self._sweep.warn(text)
 
-    def _create_run(self, job: SweepJob, settings: Settings) -> str:
+    def _create_run(self, job: SweepJob, common: Common, settings: Settings) -> str:
         sweep = self._sweep
-        return sweep._store.create_child(
-            sweep._experiment,
+        return sweep.store.create_child(
+            common.experiment,
             sweep.parent_id,
-            sweep._source,
+            common.source,
             name=sweep.plan.name,
             overrides=job.overrides,
             settings=settings,
@@ -442,14 +450,19 @@ class Jobs:
         )
 
     def _spec(
-        self, job: SweepJob, settings: Settings, tracking: dict[str, Any], paths: RunPaths
+        self,
+        job: SweepJob,
+        common: Common,
+        settings: Settings,
+        tracking: dict[str, Any],
+        paths: RunPaths,
     ) -> dict[str, Any]:
         sweep = self._sweep
         spec = run_spec(
             settings=settings,
-            shipment=sweep._shipment,
+            shipment=common.shipment,
             entry=EntryPoint(sweep.plan.name, COMMAND, {}, ()),
-            environment=sweep._environment,
+            environment=common.environment,
             tracking=tracking,
             run_id=job.run_id,
             attempt=ATTEMPT,
@@ -462,6 +475,27 @@ class Jobs:
             "env": {**spec["env"], **sweep.plan.env},
             "require": [RESULT, *spec["require"]],
         }
+
+
+def quota_reader(settings: Settings) -> Callable[[str], Quotas]:
+    """What a region's quotas leave, asked from Compute Engine."""
+    rest: Rest = compute_rest(settings.endpoints.compute)
+
+    def read(region: str) -> Quotas:
+        path = f"projects/{settings.project}/regions/{region}"
+        return free_quotas(rest.get(f"reading the quotas of {region}", path))
+
+    return read
+
+
+def _followed(runner: Any) -> Any:
+    """The run's result, over further attempts: one that was taken back waits here for room."""
+    for pause in (30.0, 60.0, 120.0, 300.0, 300.0, 300.0, 300.0):
+        try:
+            return runner.follow(Interrupts(active=False))
+        except RunWaiting:
+            time.sleep(pause)
+    return runner.follow(Interrupts(active=False))
 
 
 def _source(root: Path) -> Source:

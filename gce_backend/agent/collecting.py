@@ -71,7 +71,8 @@ class Collector:
             self._log.say(line)
         self._over.set()  # the log is complete: the background senders stop, the last words go here
         objects, missing = self._rounds(until)
-        if self._settle is not None:
+        # A preempted run goes on: its next attempt still knows the files by their present names.
+        if self._settle is not None and ending.end_reason != PREEMPTED:
             facts = {**facts, "forwarded": not missing and self._settle(until)}
             objects, missing = self._rounds(until)
         return self._write(ending, facts, objects, missing + lacking, until)
