@@ -15,8 +15,10 @@ from .spec import Spec
 from .state import State
 from .storage import Storage
 
+# Seconds between two pieces, while there is something new. A piece is a class A operation: $0.005 a
+# thousand, so a training that logs without a pause costs at most $0.018 an hour for each kind.
 LOG_INTERVAL_S = 1.0
-JOURNAL_INTERVAL_S = 2.0
+JOURNAL_INTERVAL_S = 1.0
 
 
 class Shipping:
@@ -32,7 +34,7 @@ class Shipping:
         }
 
     def start(self, over: threading.Event) -> None:
-        """Send what is new, every one or two seconds, until ``over``."""
+        """Send what is new, every second, until ``over``."""
         for kind, interval in (("log", LOG_INTERVAL_S), ("journal", JOURNAL_INTERVAL_S)):
             threading.Thread(
                 target=self.segments[kind].run,
