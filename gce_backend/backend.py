@@ -17,6 +17,7 @@ from mlflow.projects.submitted_run import SubmittedRun
 from gce_backend.config import Endpoints, Settings
 from gce_backend.console import Console
 from gce_backend.errors import GceBackendError
+from gce_backend.glance import glance
 from gce_backend.interrupts import Detached, Interrupted, Interrupts
 from gce_backend.submission import Submission
 
@@ -145,6 +146,7 @@ def _run(order: Any, *, follow: bool) -> GceSubmittedRun:
         handle = GceSubmittedRun(submission, settings.endpoints, settings)
         if not follow:
             return handle
+        glance(settings.project, say=console.warn, except_run=submission.run_id)
         if not settings.gce.follow and not interrupts.wants_cancel:
             console.say(f"detached; come back with: mlflow-gce attach {submission.run_id}")
             return handle

@@ -17,6 +17,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "gce_backend.commands.ps",
         "List the instances and their runs: phase, age, deadline, and cost so far.",
     ),
+    "show": (
+        "gce_backend.commands.show",
+        "Show RUN: how it stands or ended, its history, cost and links, and the next commands.",
+    ),
     "attach": (
         "gce_backend.commands.attach",
         "Follow RUN again, from the beginning of its log to its end.",
@@ -35,7 +39,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "sync": (
         "gce_backend.commands.sync",
-        "Bring what RUN has logged so far from the bucket into the MLflow store.",
+        "Bring what each RUN has logged so far from the bucket into the MLflow store.",
+    ),
+    "plan": (
+        "gce_backend.commands.plan",
+        "Say what a run of the project in DIRECTORY would ask for, and cost at most.",
+    ),
+    "cost": (
+        "gce_backend.commands.cost",
+        "Sum up what the store's runs have cost since a day: an estimate by list price.",
     ),
     "reap": (
         "gce_backend.commands.reap",

@@ -40,17 +40,23 @@ class Standing:
     cost_usd: float | None
 
 
-def standings(project: str, *, endpoint: str | None, owner: str | None = None) -> list[Standing]:
+def standings(
+    project: str,
+    *,
+    endpoint: str | None,
+    owner: str | None = None,
+    run_id: str | None = None,
+) -> list[Standing]:
     """Every instance of ours in the project, the oldest first.
 
     Args:
         endpoint: as in ``config.Endpoints.compute``.
-        owner: only this owner's (the label's value).
+        owner, run_id: only this owner's (the label's value), only this run's.
 
     Raises:
         ComputeError, PermissionDenied: the instances could not be listed.
     """
-    found = Fleet(project, endpoint=endpoint).list(owner=owner)
+    found = Fleet(project, endpoint=endpoint).list(owner=owner, run_id=run_id)
     if not found:
         return []
     reader = EvidenceReader(project)

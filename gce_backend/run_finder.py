@@ -47,15 +47,19 @@ def find_submission(run: str, tracking_uri: str | None) -> Submission:
     Raises:
         TrackingError: there is none, or more than one (the message lists them).
     """
-    uri = resolve_uri(tracking_uri)
-    return Submission.from_run(Tracking(uri).find_run(run), uri)
+    return read_run(run, tracking_uri)[0]
 
 
 def find_run(run: str, tracking_uri: str | None) -> tuple[Submission, RunRecord]:
     """As `find_submission`, with what the store says of it."""
+    return read_run(run, tracking_uri)[:2]
+
+
+def read_run(run: str, tracking_uri: str | None) -> tuple[Submission, RunRecord, dict[str, str]]:
+    """As `find_run`, with all its tags."""
     uri = resolve_uri(tracking_uri)
     found = Tracking(uri).find_run(run)
-    return Submission.from_run(found, uri), record(found)
+    return Submission.from_run(found, uri), record(found), dict(found.data.tags)
 
 
 def latest_runs(

@@ -14,6 +14,6 @@ from gce_backend.commands.options import RUN, TRACKING_URI
 def attach(run: str, tracking_uri: str | None) -> None:
     """Follow RUN again, from the beginning of its log to its end.
 
-    RUN is an MLflow run id, or its first characters. The exit code is the run's.
+    RUN is an MLflow run id, its first characters, or the run's name. The exit code is the run's.
     """
     followed(run, tracking_uri, lambda runner, interrupts: runner.follow(interrupts))

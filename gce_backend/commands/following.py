@@ -1,4 +1,4 @@
-"""What ``attach``, ``stop`` and ``sync`` share: a run found again, and followed to its end."""
+"""What ``attach`` and ``stop`` share: a run found again, and followed to its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gce_backend.commands.answering import guarded
+from gce_backend.commands.answering import guarded, look_around
+from gce_backend.commands.place import Place
 
 if TYPE_CHECKING:
     from gce_backend.interrupts import Interrupts
@@ -40,13 +41,12 @@ def followed(
 
 
 def open_runner(run: str, tracking_uri: str | None) -> Runner:
-    """The runner of a run that the store knows by this id, or its first characters."""
+    """The runner of a run that the store knows by this id, its first characters, or this name."""
     from gce_backend.config import read_endpoints
     from gce_backend.console import Console
+    from gce_backend.run_finder import find_submission
     from gce_backend.runner import Runner
-    from gce_backend.submission import Submission
-    from gce_backend.tracking import Tracking, resolve_uri
 
-    uri = resolve_uri(tracking_uri)
-    found = Tracking(uri).find_run(run)
-    return Runner(Submission.from_run(found, uri), endpoints=read_endpoints(), console=Console())
+    submission, endpoints = find_submission(run, tracking_uri), read_endpoints()
+    look_around(Place(submission.project, endpoints), except_run=submission.run_id)
+    return Runner(submission, endpoints=endpoints, console=Console())

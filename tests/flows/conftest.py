@@ -216,6 +216,7 @@ def cloud(emulator: Emulator, _empty_store: Path, tmp_path: Path) -> Iterator[Cl
         "MLFLOW_TRACKING_URI": f"sqlite:///{directory / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "XDG_STATE_HOME": str(tmp_path / "state"),
+        "MLFLOW_GCE_GLANCE": "false",  # a story says by itself who deletes its instances
         "TMPDIR": str(temporary),  # a killed client leaves its files here, not in /tmp
     }
     story = Cloud(emulator, bucket, directory, environ)

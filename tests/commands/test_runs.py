@@ -1,0 +1,122 @@
+"""What commands say of one run, of its costs, and of a run that is only planned."""
+
+import json
+import time
+
+import pytest
+
+from gce_backend.emulator import Fault
+from gce_backend.history import Event, History
+from gce_backend.lifecycle import Phase
+from gce_backend.storage import Storage
+
+JOURNAL = {
+    "seq": 1,
+    "at": 1,
+    "path": "runs/log-metric",
+    "method": "POST",
+}
+
+
+def test_show_a_run_that_trains_and_one_that_has_ended(store, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", store.emulator.storage_url)
+    run_id = store.store_run(**{"gce.state": "preempted, waiting"})
+    store.instance(run_id)
+    store.beats(run_id)
+    history = History(Storage(store.bucket, project="p"), store.paths(run_id))
+    history.record(Event(1, Phase.CREATING, time.time() - 60, zone="europe-west1-b"))
+    history.record(Event(1, Phase.RUNNING, time.time() - 50, "the agent says so"))
+
+    shown = store.json("show", run_id[:6])
+    text = store.run("show", "bold-crab-1").stdout
+
+    assert (shown["status"], shown["phase"], shown["instance_exists"]) == (
+        "RUNNING",
+        "running",
+        True,
+    )
+    assert [event["phase"] for event in shown["history"]] == ["creating", "running"]
+    assert shown["cost_usd"] > 0 and shown["tags"]["gce.state"] == "preempted, waiting"
+    assert "the agent says so" in text and "preempted, waiting" in text
+    for command in ("attach", "stop", "logs", "pull"):
+        assert f"mlflow-gce {command} {run_id}" in text
+
+    store.emulator.erase(f"mlflow-{run_id}-1")
+    store.ends(run_id)
+    store.client.set_terminated(run_id, "FINISHED")
+    store.client.set_tag(run_id, "gce.end_reason", "succeeded")
+    text = store.run("show", run_id).stdout
+    assert "FINISHED (succeeded)" in text and "gone: nothing bills" in text
+    assert "mlflow-gce stop" not in text and f"mlflow-gce pull {run_id}" in text
+
+
+def test_show_says_what_it_could_not_read(store):
+    run_id = store.store_run()
+    store.emulator.inject(Fault("forbidden", "instances.aggregatedList", times=None))
+    store.emulator.inject(Fault("forbidden", "storage.objects.get", times=None))
+
+    done = store.run("show", run_id)
+
+    assert done.returncode == 0
+    assert "not known" in done.stdout and "nothing bills" not in done.stdout
+    assert done.stderr.count("mlflow-gce: ") == 2
+
+
+def test_sync_several_and_all(store):
+    runs = [store.store_run(f"run-{number}") for number in range(3)]
+    for run_id in runs:
+        body = {"run_id": run_id, "key": "loss", "value": 0.5, "timestamp": 1, "step": 1}
+        record = json.dumps({**JOURNAL, "body": body}).encode()
+        store.put(store.paths(run_id).journal(1), record + b"\n")
+
+    named = store.run("sync", runs[0][:8], "run-1")
+    everything = store.json("sync", "--all")
+    nothing = store.run("sync", "-a")
+
+    assert named.returncode == 0, named.stderr
+    assert named.stdout.count("the store has all that is in the bucket (1 new records)") == 2
+    assert [(each["run_id"], each["records"]) for each in everything] == [(runs[2], 1)]
+    assert nothing.stdout == "the store has all that is in the buckets\n"
+    for run_id in runs:
+        assert store.client.get_run(run_id).data.metrics["loss"] == 0.5
+    assert store.run("sync").returncode == 2
+    unknown = store.run("sync", "nobody")
+    assert unknown.returncode == 1 and "'nobody'" in unknown.stderr
+
+
+def test_cost_sums_up_ended_and_running(store):
+    ended = store.store_run("ended")
+    store.client.log_metric(ended, "gce/cost_usd", 1.25)
+    store.client.set_terminated(ended, "FINISHED")
+    store.store_run("running", **{"gce.created_at": str(time.time() - 3600)})
+    nobody_knows = store.store_run("new-machine")
+    store.client.delete_tag(nobody_knows, "gce.usd_per_hour")
+
+    found = store.json("cost")
+    text = store.run("cost", "--since", "2w").stdout
+
+    assert found["estimated_usd"] == pytest.approx(1.25 + 0.1163, abs=0.01)
+    assert found["runs_without_a_price"] == 1 and len(found["runs"]) == 3
+    assert "about $1.37 (estimate by list prices of " in text
+    assert "1 runs of unknown price not counted" in text
+    tomorrow = time.strftime("%Y-%m-%d", time.localtime(time.time() + 86400))
+    assert store.json("cost", "--since", tomorrow)["runs"] == []
+    assert store.run("cost", "--since", "yesterday").returncode == 2
+
+
+def test_plan_says_prices_deadline_and_the_worst_case(cloud):
+    planned = cloud.json("plan", "-P", "machine=t4", "-P", "gce.max_hours=2", "-P", "epochs=3")
+    text = cloud.run(
+        "plan", "-P", "machine.spot=true", "--backend-config", '{"machine": "l4"}'
+    ).stdout
+
+    first = planned["estimates"][0]
+    assert (first["zone"], first["machine_type"]) == ("europe-west1-b", "n1-standard-4")
+    assert first["on_demand_usd_per_hour"] > first["spot_usd_per_hour"] > 0.2
+    assert first["at_most_usd"] == pytest.approx(first["on_demand_usd_per_hour"] * 2.5)
+    assert "l4 (g2-standard-4, 1 GPU), spot" in text
+    assert "an estimate: list prices of " in text
+    assert [c for c in cloud.emulator.calls if cloud.bucket in c.path] == []
+    wrong = cloud.run("plan", "-P", "machine=l5")
+    assert wrong.returncode == 1 and "l4" in wrong.stderr
+    assert cloud.run("plan", "--backend-config", "[1]").returncode == 2
