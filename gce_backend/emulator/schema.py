@@ -22,12 +22,11 @@ def check(schema: str, body: object) -> dict[str, Any]:
     """
     if not isinstance(body, dict):
         raise invalid("Required request body is missing or is no JSON object.")
-    cleaned: dict[str, Any] = _object(schema, body, "")
+    cleaned: dict[str, Any] = _value({"$ref": schema}, body, "")
     return cleaned
 
 
-def _object(schema: str, value: dict[str, Any], path: str) -> dict[str, Any]:
-    properties = document()["schemas"][schema].get("properties", {})
+def _object(properties: dict[str, Any], value: dict[str, Any], path: str) -> dict[str, Any]:
     cleaned = {}
     for key, item in value.items():
         where = f"{path}.{key}" if path else key
@@ -47,9 +46,7 @@ def _object(schema: str, value: dict[str, Any], path: str) -> dict[str, Any]:
 
 def _value(schema: dict[str, Any], value: Any, path: str) -> Any:
     if "$ref" in schema:
-        if not isinstance(value, dict):
-            raise _mistyped(path, value, "an object")
-        return _object(schema["$ref"], value, path)
+        return _value(document()["schemas"][schema["$ref"]], value, path)
     kind = schema.get("type")
     if kind == "array":
         if not isinstance(value, list):
@@ -58,7 +55,9 @@ def _value(schema: dict[str, Any], value: Any, path: str) -> Any:
     if kind == "object":
         if not isinstance(value, dict):
             raise _mistyped(path, value, "an object")
-        inner = schema.get("additionalProperties", {})
+        inner = schema.get("additionalProperties")
+        if inner is None:
+            return _object(schema.get("properties", {}), value, path)
         return {key: _value(inner, item, f"{path}.{key}") for key, item in value.items()}
     return _scalar(schema, value, path)
 

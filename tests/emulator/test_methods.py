@@ -27,20 +27,20 @@ class Clients:
 
     def __init__(self, emulator: Emulator) -> None:
         endpoint = emulator.compute_url.removesuffix("/compute/v1/")
-        self._options = {
+        self.options = {
             "client_options": {"api_endpoint": endpoint},
             "credentials": AnonymousCredentials(),
         }
-        self._project = emulator.project
+        self.project = emulator.project
 
     def call(self, identifier: str, **request: Any) -> Any:
         resource, _, method = identifier.partition(".")
         kind = f"{resource[0].upper()}{resource[1:]}Client"
-        client = getattr(compute_v1, kind)(**self._options)
+        client = getattr(compute_v1, kind)(**self.options)
         name = re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", method)
         # Where there is one: the call itself, without the waiting of `result()`.
         bare = getattr(client, f"{name}_unary", None) or getattr(client, name)
-        return bare(request={"project": self._project, **request})
+        return bare(request={"project": self.project, **request})
 
     def finish(self, operation: Any) -> Any:
         place = {"operation": operation.name}

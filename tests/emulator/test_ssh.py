@@ -11,7 +11,7 @@ from typing import Any
 import paramiko
 import pytest
 
-from gce_backend.emulator import Emulator, Fault
+from gce_backend.emulator import Emulator
 
 from .conftest import LONG, Api, eventually
 
@@ -166,16 +166,6 @@ def test_the_published_host_key_is_the_servers(api: Api, key: Path) -> None:
     assert published["queryValue"]["items"][0]["value"] == served.get_base64()
 
 
-def test_a_boot_that_never_reaches_ssh(emulator: Emulator, api: Api, key: Path) -> None:
-    emulator.inject(Fault("no_ssh", resource="vm"))
-    instance = api.create(metadata=metadata(key), name="vm")
-    eventually(lambda: "exit status" in api.serial() or "No startup" in api.serial(), "the boot")
-    client = paramiko.SSHClient()
-    host = instance["networkInterfaces"][0]["networkIP"]
-    with pytest.raises(paramiko.ssh_exception.NoValidConnectionsError):
-        client.connect(host, port=port(), username="alice", key_filename=str(key), timeout=5)
-
-
 def test_openssh_copies_a_tree(api: Api, key: Path, tmp_path: Path) -> None:
     if not shutil.which("scp"):
         pytest.skip("scp is not installed")
@@ -189,11 +179,3 @@ def test_openssh_copies_a_tree(api: Api, key: Path, tmp_path: Path) -> None:
     subprocess.run([*common, f"alice@{host}:tree", str(tmp_path / "back")], check=True, timeout=60)
 
     assert (tmp_path / "back/sub/file").read_text() == "x"
-
-
-def test_a_cut_network_breaks_open_connections(
-    emulator: Emulator, client: paramiko.SSHClient
-) -> None:
-    emulator.inject(Fault("network_cut", resource="vm", times=None))
-
-    eventually(lambda: not client.get_transport().is_active(), "it is broken")  # type: ignore[union-attr]
