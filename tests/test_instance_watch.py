@@ -1,0 +1,142 @@
+"""What became of an instance: told by the API's own words, and by nothing else."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gce_backend.agent.paths import RunPaths
+from gce_backend.errors import ComputeError, InstanceNotFound
+from gce_backend.instance_watch import InstanceWatch
+from gce_backend.lifecycle import EndReason
+from gce_backend.presence import is_dead, this_client
+from gce_backend.submission import Submission
+
+HERE = Submission(
+    run_id="r",
+    project="p",
+    zone="z",
+    instance="mlflow-r-1",
+    bucket="b",
+    paths=RunPaths("x", "r"),
+    tracking_uri="",
+    deadline=float("inf"),
+    created_at=0.0,
+    client=this_client(),
+)
+
+
+class Api:
+    def __init__(self, status, operations=()):
+        self.status, self.operations = status, operations
+
+    def get(self, zone, name):
+        if isinstance(self.status, Exception):
+            raise self.status
+        return {"status": self.status}
+
+    def operations_on(self, zone, name):
+        return [
+            {"operationType": kind, "status": "DONE", "insertTime": str(number), **more}
+            for number, (kind, more) in enumerate(self.operations)
+        ]
+
+
+GONE = InstanceNotFound("404")
+INSERTED = ("insert", {})
+
+
+def loss(status, *operations, here=HERE):
+    return InstanceWatch(here, Api(status, operations)).look()
+
+
+@pytest.mark.parametrize("status", ["PROVISIONING", "STAGING", "RUNNING", "STOPPING", "NEW WORD"])
+def test_an_instance_that_is_there_is_not_lost(status):
+    assert loss(status, INSERTED) is None
+
+
+def test_an_api_that_does_not_answer_is_no_news_and_is_asked_less_often():
+    watch = InstanceWatch(HERE, Api(ComputeError("503")))
+
+    assert watch.look() is None
+    assert watch._pause > 5
+
+
+CASES = [
+    # status, what was done to it -> reason, taken, stopped
+    (GONE, [INSERTED, ("compute.instances.preempted", {})], EndReason.PREEMPTED, True, False),
+    (GONE, [INSERTED], EndReason.INSTANCE_LOST, True, False),
+    (GONE, [INSERTED, ("delete", {})], EndReason.INSTANCE_LOST, False, False),
+    (
+        "TERMINATED",
+        [INSERTED, ("compute.instances.hostError", {})],
+        EndReason.INSTANCE_LOST,
+        True,
+        True,
+    ),
+    ("TERMINATED", [INSERTED, ("stop", {})], EndReason.INSTANCE_LOST, False, True),
+    (
+        "TERMINATED",
+        [INSERTED, ("compute.instances.hostError", {}), ("start", {}), ("stop", {})],
+        EndReason.INSTANCE_LOST,
+        False,
+        True,
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "operations", "reason", "taken", "stopped"), CASES)
+def test_a_loss_is_told_by_its_operations(status, operations, reason, taken, stopped):
+    found = loss(status, *operations)
+
+    assert (found.reason, found.taken, found.stopped) == (reason, taken, stopped)
+
+
+def test_one_that_compute_engine_deleted_at_its_deadline():
+    found = loss(GONE, INSERTED, ("delete", {}), here=dataclasses.replace(HERE, deadline=1.0))
+
+    assert (found.reason, found.taken) == (EndReason.DEADLINE, False)
+
+
+@pytest.fixture
+def dead_client():
+    code = "from gce_backend.presence import this_client; print(this_client())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return told.stdout.strip()
+
+
+def test_an_insert_that_may_still_come_is_waited_for():
+    assert loss(GONE, here=dataclasses.replace(HERE, created_at=1e12)) is None  # its client lives
+    assert loss(GONE, ("insert", {"status": "RUNNING"})) is None
+
+
+def test_one_whose_client_died_before_the_insert_was_never_made(dead_client):
+    found = loss(GONE, here=dataclasses.replace(HERE, client=dead_client, created_at=1e12))
+
+    assert found.reason is EndReason.SUBMIT_FAILED
+
+
+def test_a_client_of_another_machine_has_its_time():
+    elsewhere = dataclasses.replace(HERE, client="elsewhere 1 1", created_at=1e12)
+
+    assert loss(GONE, here=elsewhere) is None
+    assert loss(GONE, here=dataclasses.replace(elsewhere, created_at=1.0)).reason is (
+        EndReason.SUBMIT_FAILED
+    )
+
+
+def test_an_insert_that_failed_made_nothing():
+    assert loss(GONE, ("insert", {"error": {"errors": []}, "httpErrorStatusCode": 503})).reason is (
+        EndReason.SUBMIT_FAILED
+    )
+
+
+def test_presence_knows_this_process_and_ids_that_are_used_again(dead_client):
+    assert not is_dead(this_client())
+    assert is_dead(dead_client)
+    host, pid, _ = this_client().split(" ")
+    assert is_dead(f"{host} {pid} 1"), "our id, but another process's start"
+    assert not is_dead("")
+    assert not is_dead(f"another-host {os.getpid()} 1")
