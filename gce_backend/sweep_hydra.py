@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
@@ -28,8 +28,10 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 from gce_backend.compose import Composer
 from gce_backend.config import Settings, read_endpoints, settings_of
 from gce_backend.errors import ConfigError
-from gce_backend.sweep import Plan, Sweep, SweepJob
+from gce_backend.sweep import Sweep
+from gce_backend.sweep_capacity import Capacity
 from gce_backend.sweep_errors import rebuilt
+from gce_backend.sweep_jobs import Plan, SweepJob, quota_reader
 from gce_backend.sweep_payload import Task, describe_task, job_archive
 from gce_backend.sweep_results import Outcome
 from gce_backend.sweep_store import job_key
@@ -87,15 +89,17 @@ class _Batch:
         _refuse_secrets(self._config)
 
     def run(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-        self._refuse_to_leave_some(len(job_overrides))
         pending: list[tuple[DictConfig, SweepJob, Future[Outcome]]] = []
         sweep: Sweep | None = None
+        composed: Iterable[tuple[DictConfig, SweepJob]] = (
+            self._composed(number, words) for number, words in enumerate(job_overrides, first)
+        )
+        if not self._options["wait"]:
+            composed = self._that_can_be_left(list(composed))
         try:
-            for number, overrides in enumerate(job_overrides, first):
-                composed = self._compose(number, overrides)
-                job = self._job(number, overrides, composed)
+            for config, job in composed:
                 sweep = sweep or self._sweep(job.settings)
-                pending.append((composed, job, sweep.add(job)))
+                pending.append((config, job, sweep.add(job)))
             returns = [self._returned(c, job, _wait(future)) for c, job, future in pending]
         except KeyboardInterrupt:
             if sweep is not None:
@@ -103,18 +107,39 @@ class _Batch:
             raise
         if sweep is not None:
             sweep.close()
+            if not self._options["wait"]:
+                log.info(f"left; to wait for the jobs: mlflow-gce attach {sweep.parent_id}")
         return returns
 
-    def _refuse_to_leave_some(self, number: int) -> None:
-        """Without a client nobody starts the next job, and nobody hands an objective back."""
-        if self._options["wait"]:
-            return
+    def _that_can_be_left(
+        self, jobs: list[tuple[DictConfig, SweepJob]]
+    ) -> list[tuple[DictConfig, SweepJob]]:
+        """Without a client nobody starts the next job, and nobody hands an objective back.
+
+        Raises:
+            ConfigError: that is what these jobs would need.
+        """
         sweeper = str(self._config.hydra.sweeper.get("_target_", ""))
         if not sweeper.endswith(".BasicSweeper"):
             raise ConfigError(
                 f"hydra.launcher.wait=false: the sweeper {sweeper} needs every job's result "
                 "before it chooses the next. Nothing was started"
             )
+        first = jobs[0][1].settings
+        capacity = Capacity(quota_reader(first))
+        fitting = sum(capacity.reserve(job.number, job.settings) is not None for _, job in jobs)
+        room = min(fitting, first.gce.max_parallel or fitting)
+        if room < len(jobs):
+            raise ConfigError(
+                f"hydra.launcher.wait=false: {len(jobs)} jobs, and {room} may run at once "
+                f"(gce.max_parallel={first.gce.max_parallel}, {fitting} by the free quota). The "
+                "others would need somebody to start them. Nothing was started"
+            )
+        return jobs
+
+    def _composed(self, number: int, overrides: Sequence[str]) -> tuple[DictConfig, SweepJob]:
+        config = self._compose(number, overrides)
+        return config, self._job(number, overrides, config)
 
     def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
         log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")

@@ -30,7 +30,8 @@ from gce_backend.sweep_results import Outcome
 # Starting and ending a job is waiting, mostly.
 _THREADS = 64
 # What failed for reasons of the infrastructure.
-_AGAIN = (EndReason.PREEMPTED, EndReason.INSTANCE_LOST, EndReason.BOOT_TIMEOUT)
+# Preempted runs are none of them: whoever follows one asks for its next attempt.
+_AGAIN = (EndReason.BOOT_TIMEOUT, EndReason.SUBMIT_FAILED)
 _MOST_ATTEMPTS = 3
 _MOST_REFUSALS = 10
 _LOOK_SECONDS = 15.0  # between two looks into the bucket, for one job

@@ -132,7 +132,7 @@ class SweepStore(Tracking):
     @_answering
     def create_parent(
         self, experiment: Experiment, name: str, tags: Mapping[str, str], words: Sequence[str]
-    ) -> str:
+    ) -> Any:
         """Create the sweep's own run; its parameters are what was swept, as it was written."""
         from mlflow.entities import Param
 
@@ -140,7 +140,7 @@ class SweepStore(Tracking):
         swept = parameters(words).items()
         params = [Param(k, v[:6000]) for k, v in swept if re.match(r"^[\w\-. /:]+$", k)]
         self._client.log_batch(run.info.run_id, params=params)
-        return str(run.info.run_id)
+        return run
 
     def create_child(
         self,

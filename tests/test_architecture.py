@@ -13,9 +13,10 @@ PACKAGE = CHECKOUT / "gce_backend"
 LAYERS = [
     {"cli"},
     {"commands"},
-    {"sweep_hydra"},
+    {"sweep_attach", "sweep_hydra"},
     {"sweep"},
-    {"sweep_payload", "sweep_schedule", "sweep_store"},
+    {"sweep_jobs", "sweep_payload"},
+    {"sweep_schedule", "sweep_store"},
     {"sweep_capacity", "sweep_errors", "sweep_results"},
     {"backend", "catch_up"},
     {"runner", "glance", "overview", "run_finder"},

@@ -29,6 +29,7 @@ _emulator = _flows()._emulator
 emulator = _flows().emulator
 _empty_store = _flows()._empty_store
 cloud = _flows().cloud
+wait_until = _flows().wait_until
 
 
 @pytest.fixture

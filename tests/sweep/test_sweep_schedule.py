@@ -116,10 +116,10 @@ def test_never_more_than_allowed_run_and_others_follow(work: Work, scheduler: Ma
     assert work.submitted_jobs == list(range(6))
 
 
-def test_a_preempted_job_is_tried_again_and_a_failing_one_is_not(
+def test_a_job_whose_instance_never_reported_is_tried_again_and_a_failing_one_is_not(
     work: Work, scheduler: Make
 ) -> None:
-    work.ends[0] = [EndReason.PREEMPTED, EndReason.SUCCEEDED]
+    work.ends[0] = [EndReason.BOOT_TIMEOUT, EndReason.SUCCEEDED]
     work.ends[1] = [EndReason.EXITED_NONZERO]
     made = scheduler()
     first, second = made.add(Job(0, settings())), made.add(Job(1, settings()))

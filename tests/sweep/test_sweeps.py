@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+from .conftest import wait_until
+
 pytestmark = pytest.mark.flow
 
+COMMAND = [sys.executable, "app.py", "-m", "hydra/launcher=gce", "hydra.sweep.dir=out"]
 PROGRAM = Path(__file__).parent.parent / "projects" / "sweep"
 
 
@@ -24,8 +28,7 @@ def sweep(cloud: Any) -> Any:
     cloud.directory = cloud.directory / "project"
 
     def run(*words: str, **options: Any) -> tuple[int, str]:
-        command = [sys.executable, "app.py", "-m", "hydra/launcher=gce", "hydra.sweep.dir=out"]
-        result: tuple[int, str] = cloud.run(*command, *words, **options)
+        result: tuple[int, str] = cloud.run(*COMMAND, *words, **options)
         return result
 
     return run
@@ -78,3 +81,70 @@ def test_every_job_ends_in_its_own_way_and_the_rest_is_done_by_the_same_command(
 
     assert "2 jobs are finished" in output
     assert len(cloud.inserts()) == 6 + 4
+
+
+def test_a_sweep_can_be_left_and_come_back_to(cloud: Any, sweep: Any) -> None:
+    leaving = ["hydra.launcher.wait=false", "hydra.launcher.gce={max_parallel:2}"]
+    code, output = sweep("x=1,2,3", *leaving)
+    assert code == 1
+    assert "3 jobs, and 2 may run at once" in output
+    assert cloud.inserts() == []
+
+    code, output = sweep("x=1,2", *leaving)
+
+    assert code == 0, output
+    parent, children = runs(cloud)
+    assert parent.info.status == "RUNNING"
+    assert f"mlflow-gce attach {parent.info.run_id}" in output
+    code, output = cloud.mlflow_gce("attach", parent.info.run_id)
+    assert code == 0, output
+    parent, children = runs(cloud)
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3
+    assert [row["value"] for row in table(cloud, parent)] == ["2.0", "4.0"]
+    assert parent.data.tags["gce.sweep.highest"].startswith("4 by job 1 (x=2)")
+    assert (cloud.directory / "out" / "1" / "note.txt").read_text() == "well 2"
+
+
+@pytest.mark.matrix(cells=1)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_jobs_outlive_their_client_and_the_same_command_does_the_rest(
+    cloud: Any, sweep: Any, number: signal.Signals
+) -> None:
+    words = ["x=1,2,3", "hydra.launcher.gce={max_parallel:2}"]
+    process = cloud.start(*COMMAND, *words)
+    wait_until(cloud.inserts, what="the first instance")
+
+    process.send_signal(number)
+
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    if number is signal.SIGINT:
+        assert "mlflow-gce attach" in output
+    started = len(cloud.inserts())
+    assert started in (1, 2)
+    wait_until(lambda: not cloud.emulator.instances(), what="the end of the jobs by themselves")
+    code, output = sweep(*words)
+    assert code == 0, output
+    parent, children = runs(cloud)
+    assert parent.info.status == "FINISHED"
+    done = [run for run in children if run.info.status == "FINISHED"]
+    assert [run.data.params["x"] for run in done] == ["1", "2", "3"]
+    assert [row["value"] for row in table(cloud, parent)] == ["2.0", "4.0", "6.0"]
+    assert len(cloud.inserts()) <= 4  # one at most was asked for in vain
+
+
+def test_without_multirun_it_is_said_that_nothing_is_launched(cloud: Any, sweep: Any) -> None:
+    code, output = cloud.run(sys.executable, "app.py", "hydra/launcher=gce")
+
+    assert code == 0
+    assert "hydra/launcher=gce does nothing without -m" in output
+    assert cloud.inserts() == []
+
+
+def test_a_secret_is_not_passed_through_hydras_files(cloud: Any, sweep: Any) -> None:
+    code, output = sweep("x=1,2", "hydra.job.env_copy=[A_TOKEN]", A_TOKEN="in-the-clear")
+
+    assert code == 1
+    assert "hydra.job.env_copy=['A_TOKEN']" in output
+    assert "in-the-clear" not in output
+    assert cloud.inserts() == []
