@@ -33,6 +33,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "gce_backend.commands.pull",
         "Download RUN's artifacts and logged models into DIR, each checked by its CRC32C.",
     ),
+    "ssh": (
+        "gce_backend.commands.ssh",
+        "Open a shell on RUN's instance, or run a command there.",
+    ),
+    "rescue": (
+        "gce_backend.commands.rescue",
+        "Copy RUN's files straight off its instance into DIR, each checked by its SHA-256.",
+    ),
     "stop": (
         "gce_backend.commands.stop",
         "End RUN: save its results, mark it KILLED, delete its instance.",

@@ -17,6 +17,7 @@
     │   └── OperationTimeout         (transient)
     ├── SshError                     the live plane; never changes what becomes of a run
     │   ├── SshUnavailable           (transient) nothing answers there, or not yet
+    │   │   └── InstanceStopped      it exists and does not run
     │   ├── HostKeyRefused           whoever answers is not proven to be the instance
     │   └── AuthenticationRefused    the instance is proven, and does not take our key
     ├── RunWaiting                   taken back, and no room for it now: a client must come back
@@ -108,6 +109,10 @@ class SshUnavailable(SshError):
     """Nothing answers at the instance's address, or not yet."""
 
     transient = True
+
+
+class InstanceStopped(SshUnavailable):
+    """The instance exists and does not run; somebody has to start it."""
 
 
 class HostKeyRefused(SshError):

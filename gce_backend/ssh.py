@@ -81,6 +81,11 @@ class Connection:
     def close(self) -> None:
         self._client.close()
 
+    @property
+    def is_open(self) -> bool:
+        transport = self._client.get_transport()
+        return transport is not None and bool(transport.is_active())
+
     def session(self) -> Any:
         """A new paramiko channel of the kind that runs a command or a shell.
 
@@ -88,10 +93,9 @@ class Connection:
             SshUnavailable: the connection broke.
         """
         with _translated(self.instance):
-            transport = self._client.get_transport()
-            if transport is None or not transport.is_active():
+            if not self.is_open:
                 raise SshUnavailable(f"the SSH connection to {self.instance!r} is closed")
-            return transport.open_session(timeout=_HANDSHAKE_SECONDS)
+            return self._client.get_transport().open_session(timeout=_HANDSHAKE_SECONDS)
 
     def start(self, command: str) -> Any:
         """A channel on which ``command`` runs, by the login's shell.

@@ -17,6 +17,7 @@ from gce_backend.errors import (
     AuthenticationRefused,
     ComputeError,
     InstanceNotFound,
+    InstanceStopped,
     SshError,
     SshUnavailable,
     StorageError,
@@ -28,6 +29,7 @@ from gce_backend.ssh_state import LOGIN, HostKeys, SshState
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 
+_STOPPED = ("TERMINATED", "STOPPED", "SUSPENDED")
 _NAMESPACE = "hostkeys"  # Google's guest agent and cloud-init publish there
 
 
@@ -79,6 +81,12 @@ class SshAccess:
             raise
         except ComputeError as error:
             raise SshUnavailable(str(error)) from error
+        if instance.get("status") in _STOPPED:
+            raise InstanceStopped(
+                f"instance {here.instance!r} is {instance['status']}; only its disk bills. To boot "
+                f"it again, so that its agent goes on, run:\n"
+                f"  gcloud compute instances start {here.where}"
+            )
         host_keys = self._host_keys(instance)
         sock = self._route.open(self._via, here.project, here.zone, instance)
         try:
@@ -104,6 +112,8 @@ class SshAccess:
         def attempt() -> Connection | None:
             try:
                 return self.connect()
+            except InstanceStopped:
+                raise
             except (SshUnavailable, AuthenticationRefused) as error:
                 # The agent on the instance may still be about to enter the key.
                 if not last:
@@ -134,6 +144,11 @@ class SshAccess:
         except BaseException:
             self._state.key_file.unlink(missing_ok=True)
             raise
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether the instance was asked for with SSH."""
+        return self._submission.ssh_via != "none"
 
     @property
     def has_key(self) -> bool:

@@ -40,6 +40,7 @@ LAYERS = [
         "history",
         "budget",
     },
+    {"rescue", "ssh_shell"},
     {"ssh", "ssh_route"},
     {"storage", "bundle", "project", "environment", "config", "provisional", "rest"},
     {
