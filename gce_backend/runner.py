@@ -88,6 +88,7 @@ class Runner:
             submission.paths,
             tracking_uri=submission.tracking_uri,
             run_id=submission.run_id,
+            warn=console.warn,
         )
         brief = Storage(bucket, project=project, retry_seconds=5.0)
         self._history = History(brief, submission.paths)

@@ -7,16 +7,16 @@ credentials may do this, live or later.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gce_backend.errors import TrackingError
 from gce_backend.lease import Lease, LeaseLost
 from gce_backend.provisional import ProvisionalIds
+from gce_backend.refusals import REFUSED_TAG, Teller, account, keep
 from gce_backend.relocation import Move, relocate
 from gce_backend.replay import FINAL_STATUS_TAG, Refusal, Replay
 from gce_backend.run_store import APPLIED_TAG, RunStore, brief_retries
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from gce_backend.agent.paths import RunPaths
     from gce_backend.storage import Storage
 
-REFUSED_TAG = "gce.journal.refused"
-
 # Read, applied and then forgotten, so that memory stays bounded: a segment is 1 MiB at most. Many
 # small ones, as hours of slow training leave them, go together; one alone is asked for first, since
 # a client that follows mostly finds none.
@@ -34,7 +32,6 @@ _FEWEST_SEGMENTS, _MOST_SEGMENTS = 1, 16
 _ENOUGH_RECORDS = 10_000
 _LEASE_PAUSE_SECONDS = 0.5
 _REFUSALS_KEPT = 1000
-_REASONS_TAGGED = 3
 
 
 class JournalApplier:
@@ -44,6 +41,7 @@ class JournalApplier:
         storage: the bucket with the journal.
         tracking_uri: an MLflow store, as MLflow resolved it: sqlite file, database or server.
         run_id: the run, which exists in that store.
+        warn: told of the first writes that the store does not accept.
 
     Every method raises TrackingError (transient where it is worth another try) when the store
     does not answer, and StorageError when the bucket does not. Nothing is lost and nothing is
@@ -52,7 +50,13 @@ class JournalApplier:
     """
 
     def __init__(
-        self, storage: Storage, paths: RunPaths, *, tracking_uri: str, run_id: str
+        self,
+        storage: Storage,
+        paths: RunPaths,
+        *,
+        tracking_uri: str,
+        run_id: str,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._storage = storage
         self._paths = paths
@@ -66,6 +70,7 @@ class JournalApplier:
         # What the store did not accept, since this object was made; the run's tag counts on.
         self.refused: list[Refusal] = []
         self._pending: list[Refusal] = []  # found, and not yet on the tag
+        self._teller = Teller(warn)
 
     def apply_new(self, *, patience: float = 120.0) -> int:
         """Apply what has come to the bucket since the last call, or anybody's last call.
@@ -179,7 +184,7 @@ class JournalApplier:
         try:
             self._apply(records)
             self._lease.check()
-            self._advance(last)
+            self._advance(last, records)
             self._lease.check()
         except LeaseLost:
             self._redo_after = position
@@ -207,21 +212,23 @@ class JournalApplier:
             replay.take(record)
         replay.flush()
 
-    def _advance(self, number: int) -> None:
+    def _advance(self, number: int, records: list[dict[str, Any]]) -> None:
         """Move the position and the account of refusals in one write, so that both are counted
         once even if this process dies here."""
         from mlflow.entities import RunTag
 
-        self._pending.sort(key=lambda refusal: refusal.seq)
         tags = [RunTag(APPLIED_TAG, str(number))]
         if self._pending:
-            before = self._store.run().data.tags.get(REFUSED_TAG)
-            tags.append(RunTag(REFUSED_TAG, _account(before, self._pending)))
+            self._pending.sort(key=lambda refusal: refusal.seq)
+            run = self._store.run()
+            keep(self._storage, run.info.artifact_uri, number, self._pending, records)
+            tags.append(RunTag(REFUSED_TAG, account(run.data.tags.get(REFUSED_TAG), self._pending)))
         self._store.read(
             lambda: self._store.store.log_batch(
                 self._store.run_id, metrics=[], params=[], tags=tags
             )
         )
+        self._teller.tell(self._pending)
         room = _REFUSALS_KEPT - len(self.refused)
         self.refused += self._pending[:room]
         self._pending = []
@@ -269,14 +276,3 @@ class JournalApplier:
                 store.delete_logged_model_tag(model_id, FINAL_STATUS_TAG)
 
             self._store.read(finalize)
-
-
-def _account(before: str | None, new: list[Refusal]) -> str:
-    """The tag's JSON: how many were refused, and the first few with their reasons."""
-    account: dict[str, Any] = json.loads(before) if before else {"count": 0, "first": []}
-    account["count"] += sum(refusal.count for refusal in new)
-    for refusal in new[: max(0, _REASONS_TAGGED - len(account["first"]))]:
-        account["first"].append(
-            {"record": refusal.seq, "what": refusal.what[:200], "reason": refusal.reason[:300]}
-        )
-    return json.dumps(account, ensure_ascii=False)  # a tag holds 5000 characters

@@ -24,12 +24,14 @@ from typing import Any
 import pytest
 from journals import PREFIX, Record, SyncedRun, export, make_run, recording
 
+from gce_backend.batch import COLLECTED
 from gce_backend.errors import TrackingError
 from gce_backend.provisional import ID_TAG, OF_TAG, ProvisionalIds
-from gce_backend.replay import Replay
+from gce_backend.refusals import DIRECTORY, REFUSED_TAG
+from gce_backend.replay import _CALLS, _MODEL_CALLS, Replay
 from gce_backend.run_store import APPLIED_TAG, RunStore, brief_retries
 from gce_backend.storage import Storage
-from gce_backend.sync import REFUSED_TAG, JournalApplier
+from gce_backend.sync import JournalApplier
 from gce_backend.urls import without_credentials
 
 pytestmark = pytest.mark.flow  # real processes and servers
@@ -493,6 +495,72 @@ def test_what_the_store_refuses_is_set_aside_and_shown_and_stops_nothing(run: Sy
     assert account["count"] == 10
     assert [entry["record"] for entry in account["first"]] == [3, 4, 5]
     assert applier(run).apply_new() == 0
+
+
+_NOBODY, _NO_MODEL, _NOWHERE = "f" * 32, "m-" + "e" * 32, "404"
+_DATASET = {"name": "n", "digest": "d", "source_type": "s", "source": "{}"}
+
+#: A body that no store accepts, for every kind of record that is applied.
+POISON: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "runs/log-batch"): {"run_id": _NOBODY, "tags": [{"key": "k", "value": "v"}]},
+    ("POST", "runs/log-metric"): {"key": "x" * 300, "value": 1.0, "timestamp": 1},
+    ("POST", "runs/log-parameter"): {"key": "lr", "value": "another"},
+    ("POST", "runs/set-tag"): {"key": "x" * 300, "value": "v"},
+    ("POST", "runs/create"): {"experiment_id": _NOWHERE},
+    ("POST", "runs/update"): {"run_id": _NOBODY, "run_name": "n"},
+    ("POST", "runs/log-inputs"): {
+        "datasets": [{"tags": [{"key": "x" * 300, "value": "v"}], "dataset": _DATASET}]
+    },
+    ("POST", "runs/outputs"): {"run_id": _NOBODY, "models": [{"model_id": _NO_MODEL}]},
+    ("POST", "runs/delete-tag"): {"run_id": _NOBODY, "key": "k"},
+    ("POST", "runs/log-model"): {"model_json": "no JSON"},
+    ("POST", "experiments/set-experiment-tag"): {"experiment_id": _NOWHERE, "key": "k"},
+    ("POST", "logged-models"): {"experiment_id": _NOWHERE, "name": "m"},
+    ("PATCH", f"logged-models/{_NO_MODEL}"): {"status": "LOGGED_MODEL_READY"},
+    ("POST", f"logged-models/{_NO_MODEL}/params"): {"params": [{"key": "k", "value": "v"}]},
+    ("PATCH", f"logged-models/{_NO_MODEL}/tags"): {"tags": [{"key": "k", "value": "v"}]},
+    ("DELETE", f"logged-models/{_NO_MODEL}/tags/k"): {},
+}
+
+
+def test_every_kind_of_record_can_be_refused_without_stopping_what_follows(run: SyncedRun) -> None:
+    known = {("POST", path) for path in COLLECTED} | set(_CALLS)
+    of_models = {
+        (method, "".join(path.split("/")[2:3])) for method, path in POISON if _NO_MODEL in path
+    }
+    assert {key for key in POISON if _NO_MODEL not in key[1]} == known
+    assert of_models == set(_MODEL_CALLS)
+    records = [record(run, "runs/log-parameter", {"key": "lr", "value": "0.1"})]
+    for number, ((method, path), body) in enumerate(POISON.items(), 1):
+        records.append(record(run, path, body, method=method, provisional_id=f"{number:032x}"))
+        records.append(metric(run, "after", float(number), number))
+    for seq, one in enumerate(records, 1):
+        one["seq"] = seq
+    run.put_journal(records, segment=7)
+    told: list[str] = []
+    sync = JournalApplier(
+        run.storage, run.paths, tracking_uri=run.uri, run_id=run.run_id, warn=told.append
+    )
+
+    assert sync.apply_new() == len(records)
+
+    history = client(run).get_metric_history(run.run_id, "after")
+    assert [point.step for point in history] == list(range(1, len(POISON) + 1))
+    assert [refusal.seq for refusal in sync.refused] == list(range(2, len(records) + 1, 2))
+    found = client(run).get_run(run.run_id)
+    assert json.loads(found.data.tags[REFUSED_TAG])["count"] == len(POISON)
+    assert len(told) == 4
+    assert told[0].startswith("the tracking store does not accept tag 'k' of run ffff")
+    root = found.info.artifact_uri.removeprefix(f"gs://{run.storage.bucket}/")
+    kept = [
+        entry
+        for info in run.storage.list(f"{root}/{DIRECTORY}/")
+        for entry in json.loads(run.storage.read(info.name) or b"")
+    ]
+    assert sorted(entry["record"] for entry in kept) == [r.seq for r in sync.refused]
+    assert all(entry["reason"] for entry in kept)
+    contents = {json.loads(entry["content"])["path"] for entry in kept}
+    assert contents == {path for _, path in POISON}
 
 
 def test_the_account_of_refusals_goes_on_over_clients(run: SyncedRun) -> None:
