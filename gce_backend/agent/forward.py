@@ -84,11 +84,12 @@ class Forwarder:
         limit = min(until, time.time() + SETTLE_MOST_S)
 
         def work() -> None:
-            self._journal.apply()
-            if not self._journal.is_complete:
-                raise ServerAway("a segment of the journal cannot be read")
-            self._ids.load()
-            self._move(files, limit)
+            with self._journal.alone():
+                self._journal.apply()
+                if not self._journal.is_complete:
+                    raise ServerAway("a segment of the journal cannot be read")
+                self._ids.load()
+                self._move(files, limit)
 
         return self._within(limit, work)
 
@@ -100,7 +101,6 @@ class Forwarder:
 
         def work() -> None:
             run_id = self._spec.run_id
-            self._ids.load()
             if verified:
                 self._finalize_models()
             self._send(
@@ -140,8 +140,7 @@ class Forwarder:
         try:
             while True:
                 try:
-                    with self._journal.alone():
-                        work()
+                    work()
                     return True
                 except ServerAway as error:
                     patience = SETTLE_S + (EXPIRES_S if isinstance(error, LeaseTaken) else 0)
@@ -178,15 +177,26 @@ class Forwarder:
             files.move(source, target, self._ids.translate, until)
 
     def _finalize_models(self) -> None:
-        """Models whose files are in place become what the trainer made of them."""
-        for info in self._ids.models.values():
-            model_id, final = info["model_id"], model_tags(info).get(FINAL_STATUS_TAG)
-            status = next((name for name, short in STATUSES.items() if short == final), None)
-            if status is None:
-                continue  # the trainer died while it logged it: PENDING, as without us
-            path = f"logged-models/{model_id}"
-            self._send("PATCH", path, {"model_id": model_id, "status": status})
-            self._send("DELETE", f"{path}/tags/{FINAL_STATUS_TAG}", {})
+        """Models whose files are in place become what the trainer made of them.
+
+        The lease is held for these requests alone: a client that follows deletes this instance
+        about now, and would wait for a lease that nobody gives back.
+        """
+        self._ids.load()
+        final = {
+            info["model_id"]: status
+            for info in self._ids.models.values()
+            for status, short in STATUSES.items()
+            # Without the tag the trainer died while it logged it: PENDING, as without us.
+            if model_tags(info).get(FINAL_STATUS_TAG) == short
+        }
+        if not final:
+            return
+        with self._journal.alone():
+            for model_id, status in final.items():
+                path = f"logged-models/{model_id}"
+                self._send("PATCH", path, {"model_id": model_id, "status": status})
+                self._send("DELETE", f"{path}/tags/{FINAL_STATUS_TAG}", {})
 
     def _send(self, method: str, path: str, body: Json) -> None:
         self._server.read(lambda: self._server.send(method, path, body))

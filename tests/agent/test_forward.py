@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,9 +55,11 @@ def trained(
     return make_run(server, instance)
 
 
-def start(trained: ForwardedRun, door: Front) -> None:
+def start(
+    trained: ForwardedRun, door: Front, command: str = "python train.py", attempt: int = 1
+) -> None:
     secret = {"name": SECRET, "kind": "token"}
-    trained.submit("python train.py", {"train.py": TRAINER}, door.url, secret)
+    trained.submit(command, {"train.py": TRAINER}, door.url, secret, attempt=attempt)
     trained.instance.start()
 
 
@@ -114,13 +117,15 @@ def test_the_server_ends_as_by_a_client_whatever_happens_meanwhile(
     assert trained.run.info.status == "FINISHED"
     assert trained.run.data.tags["gce.end_reason"] == "succeeded"
     assert export(trained.server.uri, trained.run_id) == as_by_a_client(trained, copy, status)
-    _check_files(trained)
+    names = _check_files(trained)
+    manifest = instance.bucket.json(instance.paths.manifest)
+    assert names < {entry["name"] for entry in manifest["objects"]}
     _check_poison(trained, copy)
     _check_token_is_nowhere(trained)
 
 
-def _check_files(trained: ForwardedRun) -> None:
-    """They lie where the server says, and the manifest proves them there."""
+def _check_files(trained: ForwardedRun) -> set[str]:
+    """They lie where the server says, and nothing of the manifest is missing; gives the model's."""
     bucket, client = trained.instance.bucket, trained.client
     (model,) = client.search_logged_models([trained.experiment_id])
     (child,) = client.search_runs([trained.experiment_id], "tags.mlflow.parentRunId != ''")
@@ -136,9 +141,7 @@ def _check_files(trained: ForwardedRun) -> None:
     assert [name for name in bucket.names() if any(one in name for one in made)] == []
     manifest = bucket.json(trained.instance.paths.manifest)
     assert Storage(bucket.name, project="test").verify(manifest) == []
-    assert {f"{where}/MLmodel", f"{where}/data/weights.bin"} < {
-        o["name"] for o in manifest["objects"]
-    }
+    return {f"{where}/MLmodel", f"{where}/data/weights.bin"}
 
 
 def _check_poison(trained: ForwardedRun, copy: str) -> None:
@@ -182,6 +185,33 @@ def test_a_server_that_stays_away_costs_seconds_and_a_client_brings_the_rest(
     sync.finish()
     sync.set_final_status("FINISHED", round(status["ended_at"] * 1000))
     assert export(trained.server.uri, trained.run_id) == as_by_a_client(trained, copy, status)
+
+
+def test_a_run_that_was_preempted_is_brought_by_its_next_attempt(
+    trained: ForwardedRun, door: Front, tmp_path: Path
+) -> None:
+    """The first one's journal and files are in the bucket alone, and its end is not the run's."""
+    instance = trained.instance
+    copy = trained.copy_store(tmp_path / "copy.db")
+    door.refuse = lambda method, path: 503
+    start(trained, door)
+    wait_for(lambda: "one\n" in instance.log, "the training has begun")
+    say(trained, "two")
+    wait_for(lambda: "two\n" in instance.log, "the model is logged")
+    instance.plane.preempt()
+    assert instance.wait()["end_reason"] == "preempted"
+    assert trained.run.info.status == "SCHEDULED"
+    instance.plane.preempted = False
+    shutil.rmtree(instance.state)
+    door.refuse = lambda method, path: None
+    start(trained, door, "true", attempt=2)
+
+    status = instance.wait()
+
+    assert status["verified"] and status["forwarded"], instance.log
+    assert trained.run.info.status == "FINISHED"
+    assert export(trained.server.uri, trained.run_id) == as_by_a_client(trained, copy, status)
+    _check_files(trained)
 
 
 def test_a_secret_that_may_not_be_read_is_told_and_stops_nothing(

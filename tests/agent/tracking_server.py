@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -84,10 +85,13 @@ class ForwardedRun:
         return f"sqlite:///{target}"
 
     def submit(
-        self, command: str, files: dict[str, str], uri: str, secret: dict[str, str] | None
+        self,
+        command: str,
+        files: dict[str, str],
+        uri: str,
+        secret: dict[str, str] | None,
+        **changes: Any,
     ) -> None:
-        import json
-
         client = self.client
         experiment = client.get_experiment(self.experiment_id)
         tracking = {
@@ -96,7 +100,7 @@ class ForwardedRun:
             "run": json.loads(message_to_json(self.run.to_proto())),
             "forward": {"uri": uri, "secret": secret},
         }
-        self.instance.submit(command, files, run_id=self.run_id, tracking=tracking)
+        self.instance.submit(command, files, run_id=self.run_id, tracking=tracking, **changes)
 
 
 def make_run(server: TrackingServer, instance: TestInstance) -> ForwardedRun:
