@@ -47,12 +47,15 @@ class Bundle:
     excluded_secrets: tuple[str, ...]
 
 
-def make_bundle(project_dir: Path, out: Path) -> Bundle:
+def make_bundle(project_dir: Path, out: Path, *, without: Path | None = None) -> Bundle:
     """Write what git would ship of ``project_dir`` to ``out``, a deterministic ``.tar.gz``.
 
     The same tree gives the same bytes with one Python and zlib: sorted names, one time, no
     owners, modes 755 and 644 only. ``out`` appears when it is complete; memory does not depend on
     the files' sizes.
+
+    Args:
+        without: a directory whose files stay here: what a sweep writes is no part of the project.
 
     Raises:
         ProjectError: no such directory, nothing in it to ship, a symbolic link that leaves it,
@@ -64,6 +67,9 @@ def make_bundle(project_dir: Path, out: Path) -> Bundle:
     listed = list_project_files(project_dir)
     own = {os.path.relpath(path.resolve(), project_dir) for path in (out, partial)}
     paths = [path for path in listed.paths if path not in own]
+    if without is not None:
+        left_out = os.path.relpath(without.resolve(), project_dir) + "/"
+        paths = [path for path in paths if not path.startswith(left_out)]
     if not paths:
         raise ProjectError(
             f"there is nothing to ship in {str(project_dir)!r}: git or an ignore file "

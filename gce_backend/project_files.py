@@ -37,6 +37,8 @@ DEFAULT_EXCLUDES = (
     ".tox/",
     "node_modules/",
     ".gce-emulator/",
+    "multirun/",  # Hydra's: what earlier sweeps and runs wrote is no part of the project
+    "outputs/",
     ".DS_Store",
 )
 

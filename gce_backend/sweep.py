@@ -159,7 +159,8 @@ class Sweep:
 
     def _ship(self, environment: Environment) -> Shipment:
         with tempfile.TemporaryDirectory(prefix="mlflow-gce-") as scratch:
-            bundle = make_bundle(self.plan.root, Path(scratch) / "bundle.tar.gz")
+            archive = Path(scratch) / "bundle.tar.gz"
+            bundle = make_bundle(self.plan.root, archive, without=self.plan.directory)
             if warning := size_warning(bundle):
                 self.warn(warning)
             for secret in bundle.excluded_secrets:

@@ -1,0 +1,190 @@
+"""A sweep of many small jobs on the emulator, with faults: wall time against the ideal, and leaks.
+
+    python bench/sweep.py                                  # 200 jobs, 64 at a time, 10 s boot
+    python bench/sweep.py --jobs 24 --parallel 8 --boot 2
+
+The ideal: rounds of boot, plus the CPU time of all jobs on this machine's cores. The CPU time of
+one job is measured first, with one job alone and nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+
+from gce_backend.emulator import Emulator, Fault
+
+PROGRAM = """
+import hydra
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(cfg):
+    return float(cfg.x)
+
+if __name__ == "__main__":
+    main()
+"""
+PREEMPTION = "preemption"
+#: What a fleet meets: no room, an API that stumbles, a lost reply, an instance taken back.
+KINDS = ("no_capacity", "unavailable", "reply_lost_after", "operation_fails", PREEMPTION)
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="sweep-bench-") as home:
+        project = Path(home, "project")
+        project.mkdir()
+        (project / "app.py").write_text(PROGRAM)
+        with Emulator(boot_seconds=0.1) as emulator:
+            one, alone = _cpu_of_one(emulator, project)
+            print(f"one job alone: {alone:.1f} s wall, {one:.2f} s CPU besides its client")
+        shutil.rmtree(project / "out", ignore_errors=True)
+        (project / "mlflow.db").unlink()
+        with Emulator(boot_seconds=options.boot) as emulator:
+            number = round(options.jobs * options.faults / 100)
+            with Trouble(emulator, number, _ideal(options, one)) as trouble:
+                usage = _sweep(emulator, project, options.jobs, options.parallel)
+            _report(options, one, usage)
+            print(f"faults: {dict(trouble.struck)}")
+            _check(emulator, project, options.jobs)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--parallel", type=int, default=64)
+    parser.add_argument("--boot", type=float, default=10.0, help="seconds")
+    parser.add_argument("--faults", type=float, default=5.0, help="per cent of the jobs")
+    return parser.parse_args()
+
+
+class Usage:
+    """Of one run of the client: seconds of wall and CPU, and its largest resident size in MB."""
+
+    def __init__(self, wall: float, cpu: float, megabytes: float) -> None:
+        self.wall, self.cpu, self.megabytes = wall, cpu, megabytes
+
+
+def _sweep(emulator: Emulator, project: Path, jobs: int, parallel: int) -> Usage:
+    bucket = "sweep-bench"
+    emulator.create_bucket(bucket)
+    environ = {
+        **os.environ,
+        **emulator.env,
+        "MLFLOW_GCE_BUCKET": bucket,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    words = ["-m", "hydra/launcher=gce", "hydra.sweep.dir=out", f"+x=range({jobs})"]
+    words.append(f"hydra.launcher.gce={{max_parallel:{parallel}}}")
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "app.py", *words],
+        cwd=project,
+        env=environ,
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        print(f"the client ended with exit code {process.returncode}")
+    cpu = used.ru_utime + used.ru_stime
+    return Usage(time.monotonic() - started, cpu, used.ru_maxrss / 1024)
+
+
+def _cpu_of_one(emulator: Emulator, project: Path) -> tuple[float, float]:
+    """CPU seconds that a job costs this machine besides its client, and its wall time."""
+    before = _cpu_of_everything()
+    usage = _sweep(emulator, project, 1, 1)
+    return _cpu_of_everything() - before - usage.cpu, usage.wall
+
+
+def _cpu_of_everything() -> float:
+    """CPU seconds of this process, the emulator's, and of its children: instances and client."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+class Trouble:
+    """Faults at random moments while its block runs, so many as were asked for."""
+
+    def __init__(self, emulator: Emulator, number: int, seconds: float) -> None:
+        self._emulator = emulator
+        draw = random.Random(0)
+        kinds = draw.choices(KINDS, k=number)
+        times = sorted(draw.uniform(0, seconds) for _ in range(number))
+        self._planned = list(zip(times, kinds, strict=True))
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._strike, daemon=True)
+        self.struck: Counter[str] = Counter()
+
+    def __enter__(self) -> Trouble:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(10)
+
+    def _strike(self) -> None:
+        started = time.monotonic()
+        for at, kind in self._planned:
+            if self._over.wait(max(0.0, started + at - time.monotonic())):
+                return
+            if kind != PREEMPTION:
+                self._emulator.inject(Fault(kind))
+            elif running := [i for i in self._emulator.instances() if i["status"] == "RUNNING"]:
+                with contextlib.suppress(LookupError):  # it has ended in this very moment
+                    self._emulator.preempt(random.choice(running)["name"])
+            self.struck[kind] += 1
+
+
+def _report(options: argparse.Namespace, one: float, usage: Usage) -> None:
+    ideal = _ideal(options, one)
+    print(
+        f"{options.jobs} jobs, {options.parallel} at a time: {usage.wall:.0f} s; ideal "
+        f"{ideal:.0f} s ({_rounds(options)} x {options.boot:g} s boot + {options.jobs} x "
+        f"{one:.2f} s CPU on {_cores()} cores): {usage.wall / ideal:.2f} times\n"
+        f"client: {usage.megabytes:.0f} MB, {usage.cpu / usage.wall:.2f} cores on average"
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _rounds(options: argparse.Namespace) -> int:
+    return -(-options.jobs // options.parallel)
+
+
+def _ideal(options: argparse.Namespace, one: float) -> float:
+    return float(_rounds(options) * options.boot + options.jobs * one / _cores())
+
+
+def _check(emulator: Emulator, project: Path, jobs: int) -> None:
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, max_results=5000)
+    finished = [r for r in runs if r.info.status == "FINISHED" and "gce.sweep.job" in r.data.tags]
+    files = len(list((project / "out").glob("*/.hydra/config.yaml")))
+    print(
+        f"instances left: {len(list(emulator.instances()))}; finished child runs: "
+        f"{len(finished)} of {jobs}; output directories: {files} of {jobs}"
+    )
+
+
+if __name__ == "__main__":
+    main()
