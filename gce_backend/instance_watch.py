@@ -22,6 +22,8 @@ _MOST_LOOK_SECONDS = 60.0  # between two looks at an API that does not answer
 _STOPPED = ("TERMINATED", "STOPPED", "SUSPENDED")
 # A client that may be at work on another machine has so long to make its insert take effect.
 _INSERT_SECONDS = 1200.0
+# What a client sent in its last moment may still be on its way.
+_LATE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class InstanceWatch:
         here = self._submission
         if any(each.get("status") != "DONE" for each in operations):
             return None
-        is_long_ago = time.time() > here.created_at + _INSERT_SECONDS
-        if not operations and not is_dead(here.client) and not is_long_ago:
+        patience = _LATE_SECONDS if is_dead(here.client) else _INSERT_SECONDS
+        if not operations and time.time() < here.created_at + patience:
             return None
         return Loss(EndReason.SUBMIT_FAILED, f"instance {here.instance!r} was never created")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gce_backend.prices import Price
-from gce_backend.submission import Submission
+from gce_backend.submission import Submission, close_abandoned
 from gce_backend.tracking import END_REASON_TAG, INSTANCE_TAG, Tracking, resolve_uri
 
 
@@ -58,7 +58,9 @@ def find_run(run: str, tracking_uri: str | None) -> tuple[Submission, RunRecord]
 def read_run(run: str, tracking_uri: str | None) -> tuple[Submission, RunRecord, dict[str, str]]:
     """As `find_run`, with all its tags."""
     uri = resolve_uri(tracking_uri)
-    found = Tracking(uri).find_run(run)
+    tracking = Tracking(uri)
+    found = tracking.find_run(run)
+    close_abandoned(tracking, found)
     return Submission.from_run(found, uri), record(found), dict(found.data.tags)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from gce_backend import tracking
 from gce_backend.agent.paths import RunPaths
 from gce_backend.errors import TrackingError
+from gce_backend.lifecycle import EndReason
+from gce_backend.presence import is_dead
 from gce_backend.prices import PRICE_DATE
 from gce_backend.storage import parse_uri
 
@@ -83,7 +85,7 @@ class Submission:
             tracking.INSTANCE_TAG: self.instance,
             tracking.DEADLINE_TAG: str(round(self.deadline)),
             ATTEMPT_TAG: str(self.attempt),
-            "gce.client": self.client,
+            tracking.CLIENT_TAG: self.client,
             "gce.created_at": str(round(self.created_at, 3)),
             "gce.ssh.via": self.ssh_via,
             **price,
@@ -120,8 +122,21 @@ class Submission:
             # A missing tag says nothing of the deadline, least of all that it has passed.
             deadline=float(tags.get(tracking.DEADLINE_TAG, "inf")),
             attempt=int(tags.get(ATTEMPT_TAG, 1)),
-            client=tags.get("gce.client", ""),
+            client=tags.get(tracking.CLIENT_TAG, ""),
             created_at=float(tags.get("gce.created_at", 0)),
             usd_per_hour=float(tags["gce.usd_per_hour"]) if "gce.usd_per_hour" in tags else None,
             ssh_via=tags.get("gce.ssh.via", "none"),
         )
+
+
+def close_abandoned(store: tracking.Tracking, run: Any) -> None:
+    """Terminate a run whose client died before it asked for an instance; any other is left alone.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    tags = run.data.tags
+    is_over = run.info.status in ("FINISHED", "FAILED", "KILLED")
+    if tracking.INSTANCE_TAG in tags or is_over or not is_dead(tags.get(tracking.CLIENT_TAG, "")):
+        return
+    store.terminate(run.info.run_id, EndReason.SUBMIT_FAILED)

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 from gce_backend.config import Settings
 from gce_backend.errors import TrackingError
 from gce_backend.lifecycle import OUTCOME, EndReason
+from gce_backend.presence import this_client
 from gce_backend.project import EntryPoint, Source
 from gce_backend.run_store import BUSY, brief_retries
 from gce_backend.urls import without_credentials
@@ -34,6 +35,7 @@ RUN_URI_TAG = "gce.run"
 PROJECT_TAG, ZONE_TAG, INSTANCE_TAG = "gce.project", "gce.zone", "gce.instance"
 DEADLINE_TAG = "gce.deadline"
 END_REASON_TAG = "gce.end_reason"
+CLIENT_TAG = "gce.client"  # who submits the run, see presence.py
 
 
 @dataclass(frozen=True)
@@ -376,6 +378,7 @@ def _tags(source: Source, entry: EntryPoint, settings: Settings) -> dict[str, st
         "gce.image": settings.machine.image,  # the instance tells later which one it was
         "gce.machine_type": settings.machine.machine_type,
         "gce.spot": str(settings.machine.spot).lower(),
+        CLIENT_TAG: this_client(),
         PROJECT_TAG: settings.project,
     }
     return {key: value for key, value in tags.items() if value is not None}
