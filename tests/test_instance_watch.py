@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -108,12 +109,16 @@ def dead_client():
 
 
 def test_an_insert_that_may_still_come_is_waited_for():
-    assert loss(GONE, here=dataclasses.replace(HERE, created_at=1e12)) is None  # its client lives
+    here = dataclasses.replace(HERE, created_at=time.time() - 600)
+    assert loss(GONE, here=here) is None, "its client lives"
     assert loss(GONE, ("insert", {"status": "RUNNING"})) is None
 
 
 def test_one_whose_client_died_before_the_insert_was_never_made(dead_client):
-    found = loss(GONE, here=dataclasses.replace(HERE, client=dead_client, created_at=1e12))
+    here = dataclasses.replace(HERE, client=dead_client, created_at=time.time())
+    assert loss(GONE, here=here) is None, "what it sent may be on its way"
+
+    found = loss(GONE, here=dataclasses.replace(here, created_at=time.time() - 60))
 
     assert found.reason is EndReason.SUBMIT_FAILED
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clients import Client
 from mlflow.tracking import MlflowClient
 
 from gce_backend.compute import Compute
@@ -63,6 +64,7 @@ class Cloud:
     directory: Path
     environ: dict[str, str]
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    clients: list[Client] = field(default_factory=list)
 
     @property
     def tracking_uri(self) -> str:
@@ -134,6 +136,12 @@ class Cloud:
             and call.path.endswith("/instances")
             and self.bucket in str(call.body)
         ]
+
+    def inserted(self) -> list[str]:
+        """Names of the instances that inserts of this story made, in order."""
+        made = [call for call in self.inserts() if call.status == 200]
+        ours = {str(call.query.get("requestId")): call for call in made}  # a retry makes no second
+        return [str((call.body or {}).get("name")) for call in ours.values()]
 
 
 class Lines:
@@ -221,6 +229,8 @@ def cloud(emulator: Emulator, _empty_store: Path, tmp_path: Path) -> Iterator[Cl
     }
     story = Cloud(emulator, bucket, directory, environ)
     yield story
+    for client in story.clients:
+        client.kill()
     for process in story.processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

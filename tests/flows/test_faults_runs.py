@@ -1,0 +1,227 @@
+"""Runs that are taken back, never come up, are given up, or never began: each says how it ended."""
+
+import os
+import signal
+
+import pytest
+from conftest import environment, wait_until
+from stage import MOMENTS, Stage
+
+from gce_backend.emulator import Fault
+from gce_backend.history import History
+from gce_backend.lifecycle import Phase
+from gce_backend.storage import Storage
+
+
+def history_of(cloud, run):
+    with environment(cloud.environ):
+        from gce_backend.submission import Submission
+
+        paths = Submission.from_run(run, cloud.tracking_uri).paths
+        return History(Storage(cloud.bucket, project="p"), paths).read()
+
+
+def losses(cloud, run):
+    return [m.step for m in cloud.client.get_metric_history(run.info.run_id, "loss")]
+
+
+def test_a_preempted_run_without_a_client_waits_and_attach_takes_it_to_its_end(cloud):
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 2"):
+        stage.client.send(signal.SIGKILL)
+        stage.client.end()
+        first_zone = cloud.only_run().data.tags["gce.zone"]
+        cloud.emulator.preempt(stage.instance)
+    wait_until(lambda: stage.names == [], what="the end of the instance")
+
+    code, output = stage.mlflow_gce("sync", stage.run_id)
+
+    assert code == 0, output
+    waiting = cloud.only_run()
+    assert waiting.data.tags["gce.state"] == "preempted, waiting"
+    assert waiting.info.status in ("RUNNING", "SCHEDULED")
+    assert waiting.data.tags["gce.preemptions"] == "1"
+    code, output = stage.mlflow_gce("attach", stage.run_id)
+    assert code == 0, output
+    run = cloud.only_run()
+    tags = run.data.tags
+    assert (run.info.status, tags["gce.end_reason"]) == ("FINISHED", "succeeded")
+    assert losses(cloud, run) == [1, 2], "one history"
+    assert tags["gce.attempt"] == "2"
+    assert tags["gce.zone"] != first_zone
+    assert tags["gce.zones_used"] == first_zone
+    assert "gce.state" not in tags
+    events = history_of(cloud, run)
+    assert [e.attempt for e in events if e.phase is Phase.CREATING] == [1, 2]
+    assert events[-1].phase is Phase.DELETED
+
+
+def test_attempts_are_counted(cloud):
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 1", "-Pgce.max_attempts=1"):
+        cloud.emulator.preempt(stage.instance)
+
+    assert stage.client.end() == 1, stage.client.text
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.end_reason"]) == ("FAILED", "preempted")
+    assert len(cloud.inserted()) == 1
+
+
+def test_without_room_for_the_next_attempt_the_run_waits_and_says_how_to_go_on(cloud):
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 1"):
+        cloud.emulator.inject(Fault("no_capacity", times=None))
+        cloud.emulator.preempt(stage.instance)
+
+    assert stage.client.end() == 1, stage.client.text
+    assert f"mlflow-gce attach {stage.run_id}" in stage.client.text
+    assert cloud.only_run().data.tags["gce.state"] == "preempted, waiting"
+    cloud.emulator.clear_faults()
+    code, output = stage.mlflow_gce("attach", stage.run_id)
+    assert code == 0, output
+    assert cloud.only_run().info.status == "FINISHED"
+
+
+def test_an_instance_that_gives_no_sign_of_life_is_deleted(cloud):
+    cloud.emulator.inject(Fault("no_startup_script"))
+    stage = Stage(cloud)
+
+    code = stage.submit("-Pgce.boot_minutes=0.05").end()
+
+    assert code == 1, stage.client.text
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.end_reason"]) == ("FAILED", "boot_timeout")
+    assert cloud.emulator.instances() == []
+    phases = [event.phase for event in history_of(cloud, run)]
+    assert phases == [Phase.CREATING, Phase.DELETING, Phase.DELETED], "it never ran"
+
+
+def test_time_is_up_and_what_there_is_is_saved(cloud):
+    stage = Stage(cloud)
+    words = ["-Phold=epoch2", "-Pgce.max_hours=0.004", "-Pgce.grace_seconds=1"]
+
+    code = stage.submit(*words).end()
+
+    assert code != 0, stage.client.text
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.end_reason"]) == ("KILLED", "deadline")
+    folder = run.info.artifact_uri.split("/", 3)[3]
+    assert cloud.read(f"{folder}/checkpoints/epoch") == b"1"
+    assert cloud.emulator.instances() == []
+
+
+@pytest.mark.matrix(cells=2)
+@pytest.mark.parametrize("moment", MOMENTS[:5])
+def test_ctrl_c_at_any_time_ends_in_nothing_left_and_killed(cloud, moment):
+    stage = Stage(cloud)
+    with stage.stopped_at(moment):
+        stage.client.send(signal.SIGINT)
+
+    assert stage.client.end() == 130, stage.client.text
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.end_reason"]) == ("KILLED", "cancelled")
+    assert cloud.emulator.instances() == []
+    assert "Traceback" not in stage.client.text
+
+
+def test_a_wedged_agent_is_given_up_after_a_limit_and_what_is_lost_is_said(cloud):
+    from gce_backend.config import read_endpoints
+    from gce_backend.console import Console
+    from gce_backend.interrupts import Interrupts
+    from gce_backend.runner import Limits, Runner
+    from gce_backend.submission import Submission
+
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 2"):
+        stage.client.send(signal.SIGKILL)
+        stage.client.end()
+        for pid in stage.pids("agent.pyz"):
+            os.kill(pid, signal.SIGSTOP)
+        with environment(cloud.environ):
+            runner = Runner(
+                Submission.from_run(cloud.only_run(), cloud.tracking_uri),
+                endpoints=read_endpoints(),
+                console=Console(quiet=True),
+                limits=Limits(cancel_seconds=2.0),
+            )
+
+            result = runner.cancel(Interrupts(active=False))
+
+    assert "last sign of life" in result.message
+    assert "the rest is lost" in result.message
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.end_reason"]) == ("KILLED", "cancelled")
+    assert losses(cloud, run)[:1] == [1], "what it had uploaded is there"
+    assert cloud.emulator.instances() == []
+
+
+@pytest.mark.parametrize("command", [["attach"], ["stop"], ["stop", "--now"]])
+def test_a_run_that_never_got_an_instance_keeps_its_end_and_gets_no_wishes(cloud, command):
+    cloud.emulator.inject(Fault("no_capacity", times=None))
+    stage = Stage(cloud)
+    assert stage.submit().end() == 1, stage.client.text
+    before = cloud.only_run()
+    assert before.data.tags["gce.end_reason"] == "no_capacity"
+
+    stage.mlflow_gce(*command, stage.run_id)
+
+    after = cloud.only_run()
+    assert after.data.tags["gce.end_reason"] == "no_capacity"
+    assert (after.info.status, after.info.end_time) == ("FAILED", before.info.end_time)
+    assert not stage.exists("/cancel")
+
+
+def test_the_status_of_a_run_whose_instance_vanished_is_terminal(cloud):
+    from gce_backend.backend import GceSubmittedRun
+    from gce_backend.config import read_endpoints
+    from gce_backend.submission import Submission
+
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 2", "-Pgce.max_attempts=1"):
+        stage.client.send(signal.SIGKILL)
+        stage.client.end()
+        cloud.emulator.erase(stage.instance)
+
+    with environment(cloud.environ):
+        submission = Submission.from_run(cloud.only_run(), cloud.tracking_uri)
+        status = GceSubmittedRun(submission, read_endpoints()).get_status()
+
+    assert str(status) in ("FAILED", "4"), status
+    assert cloud.only_run().data.tags["gce.end_reason"] == "instance_lost"
+
+
+PASSING = ["rate_limit_exceeded", "too_many_requests", "internal_error", "bad_gateway"]
+PASSING += ["unavailable", "reply_lost_before", "reply_lost_after"]
+CALLS = ["instances.insert", "instances.get", "instances.aggregatedList", "instances.delete"]
+CALLS += ["zoneOperations.*", "storage.objects.insert", "storage.objects.get"]
+CALLS += ["storage.objects.list"]
+
+
+@pytest.mark.matrix(cells=2)
+@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("method", CALLS)
+def test_an_answer_that_passes_changes_nothing(cloud, method, kind):
+    """Compute Engine's and the bucket's calls, the client's and the agent's alike."""
+    if kind == "rate_limit_exceeded" and method.startswith("storage."):
+        kind = "too_many_requests"  # Cloud Storage's word for it
+    cloud.emulator.inject(Fault(kind, method, times=2))
+    stage = Stage(cloud)
+
+    code = stage.submit().end()
+
+    assert code == 0, stage.client.text
+    run = cloud.only_run()
+    assert run.info.status == "FINISHED"
+    assert losses(cloud, run) == [1, 2]
+    assert len(set(cloud.inserted())) == 1
+    assert cloud.emulator.instances() == []
+
+
+@pytest.mark.parametrize("kind", ["quota_region", "no_capacity_with_details"])
+def test_the_next_region_is_asked(cloud, kind):
+    cloud.emulator.inject(Fault(kind, resource="europe-west1-b/*"))
+    stage = Stage(cloud)
+
+    assert stage.submit().end() == 0, stage.client.text
+
+    assert cloud.only_run().data.tags["gce.zone"] == "europe-west4-a"
