@@ -182,6 +182,7 @@ class Attempt:
     def _test_permission(self) -> None:
         memory = self._state.memory
         memory.may_delete = self._instance.may_delete_itself(patience=30.0)
+        self._heartbeat.beat()
         if not memory.may_delete:
             self._log.say("this instance may not delete itself: it powers off at the end")
 

@@ -36,7 +36,7 @@ def test_a_run_ends_verified_and_the_instance_deletes_itself(instance: TestInsta
     assert listed == {item["name"]: item["md5"] for item in manifest["objects"]}
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.12", "3.13"])
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
 def test_the_zip_runs_isolated_on_other_pythons(instance: TestInstance, version: str) -> None:
     python = _python(version)
     if python is None:
@@ -172,9 +172,10 @@ def test_a_missing_required_artifact_keeps_the_instance(instance: TestInstance) 
 
 def test_an_instance_that_may_not_delete_itself_powers_off(instance: TestInstance) -> None:
     instance.plane.may_delete = False
-    status = instance.run("true")
+    status = instance.run("sleep 2")
 
     assert status["verified"] and not status["may_delete"]
+    assert instance.bucket.json(instance.paths.heartbeat)["may_delete"] is False
     assert (instance.root / "powered_off").exists()
     assert "may not delete itself" in instance.log
 

@@ -213,6 +213,23 @@ def test_bodies_that_are_no_json_objects_are_refused(client: Client, body: bytes
     assert (status, json.loads(answer)["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
 
 
+def test_a_client_in_another_language_sends_numbers_as_text(client: Client) -> None:
+    """Java's and R's do so with int64; and some still say run_uuid, or use the older path."""
+    point = {"key": "loss", "value": 0.5, "timestamp": "1764000000000", "step": "3"}
+    body = json.dumps({"run_uuid": RUN_ID, **point}).encode()
+    assert client.raw("POST", "/ajax-api/2.0/mlflow/runs/log-metric", body)[0] == 200
+    assert (
+        client.write("runs/log-batch", metrics=[{**point, "step": "4", "value": "NaN"}])[0] == 200
+    )
+    assert client.write("runs/log-parameter", key="lr", value="0.1") == (200, {})
+
+    status, answer = client.call("GET", f"metrics/get-history?run_uuid={RUN_ID}&metric_key=loss")
+
+    assert status == 200
+    assert [(one["step"], one["value"]) for one in answer["metrics"]] == [(3, 0.5), (4, "NaN")]
+    assert all(one["timestamp"] == 1764000000000 for one in answer["metrics"])
+
+
 def test_an_artifact_goes_in_and_comes_back(client: Client) -> None:
     assert client.raw("PUT", f"{client.root}/a/b%20c.txt", b"data")[0] == 200
     assert client.raw("GET", f"{client.root}/a/b%20c.txt") == (200, b"data")
