@@ -125,7 +125,6 @@ class Lifecycle:
     """One attempt's life. Time comes in as an argument."""
 
     phase: Phase = Phase.QUEUED
-    end_reason: EndReason | None = None
     history: list[Step] = field(default_factory=list)
 
     def advance(self, to: Phase, *, at: float, why: str = "") -> None:
@@ -150,11 +149,6 @@ class Lifecycle:
             return
         for phase in _path(self.phase, to):
             self.advance(phase, at=at, why=why)
-
-    def end(self, reason: EndReason) -> None:
-        """Record how the run ended; the first reason given stays."""
-        if self.end_reason is None:
-            self.end_reason = reason
 
 
 def _path(start: Phase, goal: Phase) -> list[Phase]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from gce_backend import facts
@@ -18,8 +18,8 @@ from gce_backend.cancelling import Cancelling
 from gce_backend.compute import Compute
 from gce_backend.config import Endpoints
 from gce_backend.console import Console
+from gce_backend.ending import Ending
 from gce_backend.errors import (
-    CleanupError,
     ComputeError,
     GceBackendError,
     InstanceNotFound,
@@ -34,30 +34,20 @@ from gce_backend.interrupts import Interrupts
 from gce_backend.lifecycle import EndReason, Lifecycle, Phase
 from gce_backend.livelog import LiveLog
 from gce_backend.livesync import LiveSync, until_store_answers
-from gce_backend.proof import unproven
-from gce_backend.request import delete
 from gce_backend.ssh_access import SshAccess
 from gce_backend.ssh_route import Route
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
-from gce_backend.summary import LOG_TAIL_BYTES, indented, log_tail, summarize
+from gce_backend.summary import Result, result_of, summarize
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import END_REASON_TAG, Tracking
 
 __all__ = ["Limits", "Result", "Runner"]
 
 _MOST_RESTARTS = 2
+_RESTARTED = "started again after a host error"
 _RESTARTS_TAG = "gce.restarts"
 _TERMINAL = ("FINISHED", "FAILED", "KILLED")
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended. ``exit_code``: what its command should exit with; 0 only for success."""
-
-    reason: EndReason
-    exit_code: int
-    message: str
 
 
 class Runner:
@@ -116,7 +106,7 @@ class Runner:
             if (ended := self._ended_before()) is not None:
                 return ended
             end, serial = self._attempt_after_attempt(interrupts)
-            result = self._result(end, serial)
+            result = result_of(self.submission, end, serial, self._storage)
             self._step = "has ended, and MLflow is told how"
             self._write_end(end.reason, end.status)
             summarize(
@@ -144,7 +134,7 @@ class Runner:
         if self._attempts.goes_on(self.submission, end):
             self._attempts.mark_waiting(self.submission, end)
             return self._applier.apply_new()
-        return self._write_end(self._proven_reason(status), status)
+        return self._write_end(self._ending().proven_reason(status), status)
 
     @property
     def refused(self) -> int:
@@ -161,11 +151,12 @@ class Runner:
 
         What had not reached the bucket is lost.
         """
-        self._delete()
+        ending = self._ending()
+        ending.delete()
         status = self._status()
         if status is None and self._recorded_end() is not None:
             return  # it had ended before, and this changes nothing about how
-        reason = self._proven_reason(status) if status else EndReason.CANCELLED
+        reason = ending.proven_reason(status) if status else EndReason.CANCELLED
         self._write_end(EndReason.CANCELLED if reason is EndReason.PREEMPTED else reason, status)
 
     # ------------------------------------------------------------------ attempts
@@ -184,7 +175,8 @@ class Runner:
                     continue
                 try:
                     goes_on = not interrupts.wants_cancel and self._goes_on(end)
-                    serial = self._prove_and_delete(end, goes_on=goes_on)
+                    self._step = self._step if goes_on else "has ended, and is being put away"
+                    serial = self._ending().prove_and_delete(end, goes_on=goes_on)
                 except ResultsUnverified:
                     raise
                 except StorageError as error:
@@ -236,111 +228,26 @@ class Runner:
     def _start_again(self, end: End) -> bool:
         """Boot an instance whose host failed: its disk has everything, and its agent goes on."""
         here = self.submission
-        with suppress(GceBackendError):
-            tags = self._tracking.get_run(here.run_id).data.tags
-            restarts = int(tags.get(_RESTARTS_TAG, 0))
-            if restarts >= _MOST_RESTARTS or self._wants_cancel:
+        with suppress(StorageError, ComputeError):
+            before = [each for each in self._history.read() if each.why.startswith(_RESTARTED)]
+            if len(before) >= _MOST_RESTARTS or self._wants_cancel:
                 return False
             self._console.warn(f"{end.detail}: starting it again")
             self._compute.start(here.zone, here.instance)
-            self._record(Phase.BOOTING, time.time(), f"started again: {end.detail}")
-            self._tracking.set_tags(here.run_id, {_RESTARTS_TAG: str(restarts + 1)})
+            self._record(Phase.BOOTING, time.time(), f"{_RESTARTED}, time {len(before) + 1}")
+            with suppress(TrackingError):
+                self._tracking.set_tags(here.run_id, {_RESTARTS_TAG: str(len(before) + 1)})
             return True
         return False
 
-    # ------------------------------------------------------------------ the last steps
-
-    def _prove_and_delete(self, end: End, *, goes_on: bool) -> str:
-        """Results proven, instance deleted, 404 seen; in that order.
-
-        Returns:
-            The instance's serial output where it left no status; "" otherwise.
-        """
-        here = self.submission
-        self._life.end(end.reason)
-        # What a preempted attempt could not save went with its instance: there is nothing to keep.
-        is_taken = goes_on or end.reason is EndReason.PREEMPTED
-        if end.status is not None and not is_taken:
-            if missing := self._unproven(end.status):
-                self._keep(missing, end)
-        elif end.reason is EndReason.INSTANCE_LOST and self._is_there():
-            self._keep([f"{here.uri}/status.json"], end)
-        if end.reason is EndReason.SUBMIT_FAILED:
-            # An insert that is still under way makes an instance that ends itself.
-            self._storage.put(here.paths.cancel, b"the insert was given up\n")
-        serial = "" if end.status else self._compute.serial_output(here.zone, here.instance)
-        try:
-            self._delete()
-        except CleanupError:
-            if not goes_on:
-                self._try_to_write_end(end.reason, end.status)
-            raise
-        return serial
-
-    def _proven_reason(self, status: dict[str, Any]) -> EndReason:
-        """How a run ended by its status.json; without proof of its results it is no success."""
-        reason = EndReason(status["end_reason"])
-        if reason is not EndReason.PREEMPTED and self._unproven(status):
-            return EndReason.RESULTS_UNVERIFIED
-        return reason
-
-    def _unproven(self, status: dict[str, Any]) -> list[str]:
-        """What the agent or the bucket itself says is missing; empty when everything is there."""
-        started = time.monotonic()
-        missing = unproven(self._storage, self.submission.paths, status)
-        if not missing:
-            self._console.phase("verified", time.monotonic() - started)
-        return missing
-
-    def _keep(self, missing: list[str], end: End) -> None:
-        """Leave the instance alone, tell MLflow, and say what to do."""
-        here = self.submission
-        self._try_to_write_end(EndReason.RESULTS_UNVERIFIED, end.status)
-        lines = "\n".join(f"  {line}" for line in missing[:20])
-        raise ResultsUnverified(
-            f"run {here.run_id}: its results are not proven to be in the bucket:\n{lines}\n"
-            f"{self._what_bills(end)}",
-            missing,
-        )
-
-    def _what_bills(self, end: End) -> str:
-        here = self.submission
-        if not self._is_there():
-            return f"Instance {here.instance!r} no longer exists; nothing bills."
-        if end.status is None:
-            return (
-                f"{end.detail}. Its disk is kept, and bills, with what had not been uploaded. "
-                "To boot it again, so that its agent uploads the rest and deletes it, run:\n"
-                f"  gcloud compute instances start {here.where}\n"
-                f"  mlflow-gce attach {here.run_id}"
-            )
-        return (
-            f"Instance {here.instance!r} in {here.zone} is kept and still bills, until "
-            f"{here.deadline_text()} at the latest. To fetch the files from it, then delete it, "
-            f"run:\n  gcloud compute scp --recurse --zone {here.zone} --project {here.project} "
-            f"{here.instance}:/var/lib/mlflow-gce rescued\n"
-            f"  mlflow-gce stop --now {here.run_id}"
-        )
-
-    def _is_there(self) -> bool:
-        """Whether the instance exists, or may: only a 404 says that it does not."""
-        try:
-            return self._compute.exists(self.submission.zone, self.submission.instance)
-        except ComputeError:
-            return True
-
-    def _delete(self) -> None:
-        self._step = "has ended, and its instance is being deleted"
-        self._enter(Phase.DELETING, time.time())
-        started = time.monotonic()
-        try:
-            delete(self._compute, self.submission)
-        except CleanupError:
-            self._enter(Phase.ORPHANED, time.time())
-            raise
-        self._enter(Phase.DELETED, time.time())
-        self._console.phase(
-            "deleted", time.monotonic() - started, f"{self.submission.instance}: GET says 404"
+    def _ending(self) -> Ending:
+        return Ending(
+            self.submission,
+            self._storage,
+            self._compute,
+            entered=self._enter,
+            try_to_write_end=self._try_to_write_end,
+            console=self._console,
         )
 
     # ------------------------------------------------------------------ what is known
@@ -431,19 +338,6 @@ class Runner:
             f"detached from run {here.run_id}; it {self._step}{own}. Come back with:\n"
             f"  mlflow-gce attach {here.run_id}"
         )
-
-    def _result(self, end: End, serial: str) -> Result:
-        if end.reason is EndReason.SUCCEEDED:
-            return Result(end.reason, 0, "")
-        code = (end.status or {}).get("exit_code")
-        exit_code = 130 if end.reason is EndReason.CANCELLED else (code or 1)
-        tail = log_tail(self._storage, self.submission) or serial[-LOG_TAIL_BYTES:]
-        here = self.submission
-        message = (
-            f"run {here.run_id} ended: {end.reason.value.replace('_', ' ')}. {end.detail}\n"
-            f"The instance has been deleted. Log, journal and what was uploaded: {here.uri}"
-        )
-        return Result(end.reason, exit_code, f"{message}\n{indented(tail)}" if tail else message)
 
     def _write_end(self, reason: EndReason, status: dict[str, Any] | None) -> int:
         """The journal's rest and how the run ended, into the store as soon as it answers.

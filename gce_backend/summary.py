@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from gce_backend.agent.paths import RUN_LABEL
 from gce_backend.compute import Compute
 from gce_backend.console import Console
 from gce_backend.errors import GceBackendError, StorageError
+from gce_backend.follow import End
 from gce_backend.lifecycle import OUTCOME, EndReason
 from gce_backend.prices import Price
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 from gce_backend.tracking import Tracking
 
-LOG_TAIL_BYTES = 4_000
+_LOG_TAIL_BYTES = 4_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. ``exit_code``: what its command should exit with; 0 only for success."""
+
+    reason: EndReason
+    exit_code: int
+    message: str
+
+
+def result_of(submission: Submission, end: End, serial: str, storage: Storage) -> Result:
+    """What a command says of a run that has ended, and exits with.
+
+    Args:
+        serial: the instance's serial output, for want of a log.
+    """
+    if end.reason is EndReason.SUCCEEDED:
+        return Result(end.reason, 0, "")
+    code = (end.status or {}).get("exit_code")
+    exit_code = 130 if end.reason is EndReason.CANCELLED else (code or 1)
+    tail = log_tail(storage, submission) or serial[-_LOG_TAIL_BYTES:]
+    message = (
+        f"run {submission.run_id} ended: {end.reason.value.replace('_', ' ')}. {end.detail}\n"
+        f"The instance has been deleted. Log, journal and what was uploaded: {submission.uri}"
+    )
+    return Result(end.reason, exit_code, f"{message}\n{_indented(tail)}" if tail else message)
 
 
 def summarize(
@@ -56,10 +85,10 @@ def log_tail(storage: Storage, submission: Submission) -> str:
         tail = b"".join(storage.read(name) or b"" for name in names[-3:])
     except StorageError:
         return ""
-    return tail[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
+    return tail[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
 
 
-def indented(text: str) -> str:
+def _indented(text: str) -> str:
     return "\n".join(f"  | {line}" for line in text.rstrip().splitlines()[-40:])
 
 

@@ -20,10 +20,10 @@ LAYERS = [
     {"sweep_capacity", "sweep_errors", "sweep_results"},
     {"backend", "catch_up"},
     {"runner", "glance", "overview", "run_finder"},
-    {"reaper", "attempts"},
+    {"reaper", "attempts", "ending", "summary"},
     {"follow", "submit"},
     {"livelog", "ssh_access"},
-    {"cancelling", "instance_watch", "summary"},
+    {"cancelling", "instance_watch"},
     {"livesync", "shipment", "request", "facts", "backlog"},
     {"submission", "sync", "blueprint", "results"},
     {

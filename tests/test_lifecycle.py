@@ -79,15 +79,6 @@ def test_only_success_is_finished():
     assert [r for r in EndReason if OUTCOME[r].mlflow_status == "FINISHED"] == [EndReason.SUCCEEDED]
 
 
-def test_the_first_end_reason_stays():
-    life = Lifecycle()
-
-    life.end(EndReason.CANCELLED)
-    life.end(EndReason.INSTANCE_LOST)
-
-    assert life.end_reason is EndReason.CANCELLED
-
-
 def test_catching_up_passes_through_the_phases_between():
     life = Lifecycle(phase=Phase.CREATING)
 
