@@ -135,6 +135,7 @@ def test_a_wedged_agent_is_given_up_after_a_limit_and_what_is_lost_is_said(cloud
     with stage.stopped_at("epoch 2"):
         stage.client.send(signal.SIGKILL)
         stage.client.end()
+        wait_until(lambda: stage.exists("/journal/"), what="the journal's first piece")
         for pid in stage.pids("agent.pyz"):
             os.kill(pid, signal.SIGSTOP)
         with environment(cloud.environ):
