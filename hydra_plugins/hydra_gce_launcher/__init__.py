@@ -9,8 +9,8 @@ are no strings (dataclasses would look for their module).
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Dict, Optional  # noqa: UP035 - OmegaConf reads these annotations
+from dataclasses import dataclass
+from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
@@ -39,9 +39,9 @@ class GceLauncherConf:
     wait: bool = True
     resume: str = "auto"
     machine: str = "n1-standard-2"
-    gce: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006
+    gce: Any = None  # a map; typed as one, Hydra would ask for + before each new key
     project: Optional[str] = None  # noqa: UP045
-    env: Dict[str, str] = field(default_factory=dict)  # noqa: UP006
+    env: Any = None
     direction: Optional[str] = None  # noqa: UP045
 
 

@@ -112,7 +112,7 @@ def test_jobs_outlive_their_client_and_the_same_command_does_the_rest(
 ) -> None:
     words = ["x=1,2,3", "hydra.launcher.gce={max_parallel:2}"]
     process = cloud.start(*COMMAND, *words)
-    wait_until(cloud.inserts, what="the first instance")
+    wait_until(cloud.inserts, seconds=150, what="the first instance")
 
     process.send_signal(number)
 
@@ -122,7 +122,7 @@ def test_jobs_outlive_their_client_and_the_same_command_does_the_rest(
         assert "mlflow-gce attach" in output
     started = len(cloud.inserts())
     assert started in (1, 2)
-    wait_until(lambda: not cloud.emulator.instances(), what="the end of the jobs by themselves")
+    wait_until(lambda: not cloud.emulator.instances(), seconds=150, what="the end of the jobs")
     code, output = sweep(*words)
     assert code == 0, output
     parent, children = runs(cloud)
