@@ -40,6 +40,15 @@ def followed(
         sys.exit(result.exit_code)
 
 
+def followed_sweep(run: str, tracking_uri: str | None) -> None:
+    """Follow a sweep to its end and exit; come back where ``run`` is none."""
+    from gce_backend.sweep_attach import attach_sweep
+
+    code = guarded(lambda: attach_sweep(run, tracking_uri))
+    if code is not None:
+        sys.exit(code)
+
+
 def open_runner(run: str, tracking_uri: str | None) -> Runner:
     """The runner of a run that the store knows by this id, its first characters, or this name."""
     from gce_backend.config import read_endpoints
