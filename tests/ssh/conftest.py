@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -50,6 +51,10 @@ class Guest:
     @property
     def route(self) -> Route:
         return Route.of(self.emulator.env, emulated=True)
+
+    def as_json(self) -> str:
+        """The submission, for a process of its own."""
+        return json.dumps({k: v for k, v in vars(self.submission).items() if k != "paths"})
 
     @property
     def state(self) -> SshState:
