@@ -61,6 +61,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "gce_backend.commands.reap",
         "Delete instances whose results are verified, or whose deadline has passed; no others.",
     ),
+    "doctor": (
+        "gce_backend.commands.doctor",
+        "Check everything that a run needs, and say the command that mends what is amiss.",
+    ),
     "emulator": (
         "gce_backend.emulator.command",
         "Emulate Compute Engine and Cloud Storage on this machine.",

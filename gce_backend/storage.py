@@ -139,6 +139,15 @@ class Storage:
                 f"bucket {self.bucket!r} took an object and did not list it; nothing was started"
             )
 
+    def location(self) -> str:
+        """Where the bucket is: a region, or a multi-region such as ``EU``.
+
+        It takes storage.buckets.get, which nothing else here needs.
+        """
+        with translated(f"cannot look up bucket {self.bucket!r}", self):
+            bucket = self._client.get_bucket(self.bucket, retry=self._retry)
+            return str(bucket.location)
+
     # ------------------------------------------------------------------ objects
 
     def put_once(self, name: str, source: Path | bytes, *, content_type: str | None = None) -> bool:

@@ -19,8 +19,8 @@ LAYERS = [
     {"sweep_schedule", "sweep_store"},
     {"sweep_capacity", "sweep_errors", "sweep_results"},
     {"backend", "catch_up"},
-    {"runner", "glance", "overview", "run_finder"},
-    {"reaper", "attempts", "ending", "summary"},
+    {"runner", "glance", "overview", "run_finder", "doctor"},
+    {"reaper", "attempts", "checkups", "ending", "summary"},
     {"follow", "submit"},
     {"livelog", "ssh_access"},
     {"cancelling", "instance_watch"},
@@ -35,6 +35,7 @@ LAYERS = [
         "fleet",
         "proof",
         "download",
+        "quota",
         "forwarding",
         "lease",
         "history",
@@ -54,7 +55,7 @@ LAYERS = [
     },
     {"ssh_state", "ssh_frames", "iap"},
     {"interrupts", "console", "credentials"},
-    {"errors", "lifecycle", "polling", "presence", "prices", "urls"},
+    {"errors", "finding", "lifecycle", "polling", "presence", "prices", "urls"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

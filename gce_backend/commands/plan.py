@@ -13,6 +13,7 @@ import click
 from gce_backend.commands.answering import guarded
 from gce_backend.commands.lines import moment, print_json
 from gce_backend.commands.options import JSON
+from gce_backend.commands.settings import PARAMETERS, backend_parameters
 from gce_backend.commands.tables import Column, print_facts, print_table, usd
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _COLUMNS = [
 @click.argument(
     "directory", default=".", type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
-@click.option("-P", "parameters", multiple=True, metavar="KEY=VALUE", help="As in `mlflow run`.")
+@PARAMETERS
 @click.option("--backend-config", default="{}", help="As in `mlflow run`: JSON, or a file of it.")
 @JSON
 def plan(directory: Path, parameters: tuple[str, ...], backend_config: str, as_json: bool) -> None:
@@ -52,10 +53,9 @@ def plan(directory: Path, parameters: tuple[str, ...], backend_config: str, as_j
 
 def _settings(directory: Path, parameters: tuple[str, ...], backend_config: str) -> Settings:
     from gce_backend.budget import within_cost
-    from gce_backend.config import is_backend_parameter, load_settings
+    from gce_backend.config import load_settings
 
-    pairs = [word.partition("=")[::2] for word in parameters]
-    ours = {key: value for key, value in pairs if is_backend_parameter(key)}
+    ours = backend_parameters(parameters)
     return within_cost(
         load_settings(directory, backend_config=_map(backend_config), parameters=ours)
     )

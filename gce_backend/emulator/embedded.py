@@ -189,6 +189,10 @@ class Emulator:
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER": (
                 self.compute_url.removesuffix("compute/v1/")
             ),
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDRESOURCEMANAGER": (
+                self.compute_url.removesuffix("compute/v1/")
+            ),
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_IAM": self.compute_url.removesuffix("compute/v1/"),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_OSLOGIN": self.compute_url.removesuffix("compute/v1/"),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{self.storage_url}/storage/v1/",
             # Port 22 of natIP where that is permitted; gcloud insists on it.

@@ -87,6 +87,7 @@ class GcsServer:
             "filesystem-root": str(data),
             "external-url": public_url,
             "public-host": public_url.removeprefix("http://"),
+            "location": "EUROPE-WEST1",  # of every bucket
             "log-level": "error",
         }
         flags = [word for name, value in arguments.items() for word in (f"-{name}", value)]

@@ -17,6 +17,7 @@ from .control import Control
 from .errors import ApiError, ReplyLost
 from .life import Life
 from .os_login_calls import OsLoginCalls
+from .permissions import Permissions
 from .secret_manager import SecretManager
 from .storage_front import StorageFront
 
@@ -32,6 +33,7 @@ class Services:
         self._front = front
         self.secrets = SecretManager(cloud)
         self._os_login = OsLoginCalls(cloud)
+        self._permissions = Permissions(cloud)
         self._control = Control(cloud, self.secrets)
 
     async def compute(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -47,6 +49,8 @@ class Services:
         try:
             if (secret := self.secrets.serve(request, caller)) is not None:
                 return secret
+            if (answer := await self._permissions.serve(request)) is not None:
+                return answer
             reply = await self._api.dispatch(
                 Request(
                     method=request.method,
