@@ -91,18 +91,16 @@ class Bucket:
 
 
 class Gcs:
-    """The fake-gcs-server binary, with its files in memory, or below ``root``."""
+    """The fake-gcs-server binary, with its files in memory."""
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process = subprocess.Popen(
             [
                 str(BINARY),
                 *("-scheme", "http", "-host", "127.0.0.1", "-port", str(self.port)),
-                *(["-backend", "filesystem", "-filesystem-root", str(root)] if root else []),
-                *([] if root else ["-backend", "memory"]),
-                *("-external-url", self.url),
+                *("-backend", "memory", "-external-url", self.url),
                 *("-public-host", f"127.0.0.1:{self.port}", "-log-level", "error"),
             ],
             stdout=subprocess.DEVNULL,
