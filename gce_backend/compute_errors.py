@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from gce_backend.credentials import explain
 from gce_backend.errors import (
     AlreadyExists,
     ComputeError,
@@ -84,9 +85,7 @@ def translated(what: str) -> Iterator[None]:
         away.transient = True
         raise away from error
     except google.auth.exceptions.GoogleAuthError as error:
-        raise PermissionDenied(
-            f"{what}: no valid credentials ({error}). Run: gcloud auth application-default login"
-        ) from error
+        raise PermissionDenied(f"{what}: {explain(error)}") from error
     except requests.RequestException as error:
         away = ComputeError(f"{what}: Compute Engine did not answer ({error})")
         away.transient = True

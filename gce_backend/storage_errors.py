@@ -14,6 +14,7 @@ from functools import cache
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from gce_backend.credentials import explain
 from gce_backend.errors import ConfigError, StorageError
 from gce_backend.urls import is_loopback
 
@@ -32,7 +33,7 @@ class _Meaning:
     transient: bool = False
 
 
-_LOGIN = "Log in with: gcloud auth application-default login"
+_NO_LOGIN = _Meaning("there are no valid credentials", "")  # `explain` says more
 _AGAIN = "Nothing was lost; try again."
 
 
@@ -45,7 +46,6 @@ def _meanings() -> dict[type[BaseException], _Meaning]:
     from google.cloud.storage import exceptions as transfer
 
     away = _Meaning("Cloud Storage did not answer", _AGAIN, transient=True)
-    login = _Meaning("there are no valid credentials", _LOGIN)
     return {
         api.NotFound: _Meaning(
             "it does not exist",
@@ -58,14 +58,14 @@ def _meanings() -> dict[type[BaseException], _Meaning]:
             "Grant it with: gcloud storage buckets add-iam-policy-binding gs://{bucket} "
             "--member=user:YOU@EXAMPLE.COM --role=roles/storage.objectUser",
         ),
-        api.Unauthorized: login,
+        api.Unauthorized: _NO_LOGIN,
         api.TooManyRequests: _Meaning("too many requests", _AGAIN, transient=True),
         api.PreconditionFailed: _Meaning("somebody else changed it", _AGAIN, transient=True),
         api.ServerError: _Meaning("Cloud Storage failed", _AGAIN, transient=True),
         api.RetryError: away,
         api.GoogleAPIError: _Meaning("Cloud Storage refused", "It was left as it is."),
         auth.TransportError: away,
-        auth.GoogleAuthError: login,
+        auth.GoogleAuthError: _NO_LOGIN,
         transfer.DataCorruption: _Meaning("the data arrived damaged", _AGAIN, transient=True),
         transfer.InvalidResponse: _Meaning("Cloud Storage refused", "It was left as it is."),
         requests.RequestException: away,
@@ -83,6 +83,8 @@ def translated(tried: str, storage: _Bucket, *, location: str = "europe-west1") 
         meaning = next((_meanings()[t] for t in type(error).__mro__ if t in _meanings()), None)
         if meaning is None:
             raise
+        if meaning is _NO_LOGIN:
+            raise StorageError(f"{tried}: {explain(error)}") from error
         advice = meaning.advice.format(
             bucket=storage.bucket,
             project=f" --project={storage.project}" if storage.project else "",
