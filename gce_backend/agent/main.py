@@ -23,11 +23,15 @@ from .state import State
 from .storage import Storage
 
 _PATIENCE_S = 600.0
+# How long a thread at work keeps the others waiting; Python's 5 ms would be the trainer's, several
+# times a call of the relay. Measured with one that parses JSON: p90 4 ms, and 2 ms with this.
+_SWITCH_S = 0.0005
 
 
 def main() -> None:
     """Run this instance's attempt to its end, and leave with the agent's exit code."""
     _complete_environment()
+    sys.setswitchinterval(_SWITCH_S)
     try:
         metadata = MetadataServer()
         storage = Storage(metadata)
