@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,18 @@ with Emulator(Path(sys.argv[1]), boot_seconds=0.04) as emulator:
     api.create(startup=f"trap '' TERM; setsid setsid sleep {sys.argv[2]} & sleep {sys.argv[2]}")
     print(emulator.storage_url, flush=True)
     time.sleep(600)
+"""
+
+
+# A client of `emulator exec` that makes such an instance and is ended by a signal itself.
+CLIENT = """
+import os, signal, sys, time
+from emulator.conftest import Api
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+api = Api(os.environ["CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"], "emulator-project")
+api.create(startup=f"trap '' TERM; setsid setsid sleep {sys.argv[1]} & sleep {sys.argv[1]}")
+print("up", flush=True)
+time.sleep(600)
 """
 
 
@@ -71,16 +84,58 @@ def test_start_env_stop(tmp_path: Path) -> None:
     assert run("env", root=tmp_path).returncode == 1
 
 
+def test_the_delays_of_the_real_cloud_pass_by_the_clock(tmp_path: Path) -> None:
+    run("start", "--boot-seconds", "1000", "--ssh-seconds", "500", root=tmp_path)
+    try:
+        environment = run("env", root=tmp_path).stdout
+        values = dict(
+            line.removeprefix("export ").split("=", 1) for line in environment.splitlines()
+        )
+        url = values["CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"]
+        clock = url.replace("/compute/v1/", "/_emulator/clock")
+        api = Api(url, "emulator-project")
+        api.insert(startup="echo booted")
+        address = api.get().json()["networkInterfaces"][0]["networkIP"]
+        place = (address, int(values["GCE_EMULATOR_SSH_PORT"]))
+        seen = []
+        for seconds, known in (
+            (0, lambda: api.get().json()["status"] == "PROVISIONING"),
+            (251, lambda: api.get().json()["status"] == "STAGING"),
+            (251, lambda: api.get().json()["status"] == "RUNNING"),
+            (501, lambda: "booted" in api.serial().splitlines()),
+            (501, lambda: answers(place)),
+        ):
+            seen.append(answers(place))
+            requests.post(clock, json={"advance": seconds}, timeout=30)
+            eventually(known, f"what comes {seconds} s later")
+    finally:
+        run("stop", root=tmp_path)
+
+    assert seen == [False] * 5
+
+
+def answers(place: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(place, timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_command_and_everything(tmp_path: Path, number: int) -> None:
+    client = [sys.executable, "-c", CLIENT, LONG]
     process = subprocess.Popen(
-        [*COMMAND, "exec", "--root", str(tmp_path), "--", "bash", "-c", "echo up; exec sleep 60"],
+        [*COMMAND, "exec", "--root", str(tmp_path), "--boot-seconds", "0.04", "--", *client],
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         start_new_session=True,
     )
     assert process.stdout is not None
     process.stdout.readline()
+    eventually(lambda: len(sleepers()) >= 2, "the instance's processes")
+    groups = control_groups(tmp_path)
     # As a terminal does it: Ctrl-C reaches the whole group.
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
@@ -91,6 +146,8 @@ def test_a_signal_ends_the_command_and_everything(tmp_path: Path, number: int) -
 
     assert code == 128 + number
     assert not (tmp_path / "instances").exists()
+    assert sleepers() == []
+    assert [group for group in groups if group.exists()] == []
 
 
 def doomed(root: Path) -> subprocess.Popen[str]:

@@ -244,13 +244,16 @@ def test_a_bucket_that_is_slow(control: Control, bucket: storage.Bucket) -> None
 def test_the_control_endpoint_preempts_and_powers_off(
     control: Control, clients: Clients, api: Api
 ) -> None:
-    api.create("spot", scheduling={"provisioningModel": "SPOT"})
+    for name in ("spot", "maintained"):
+        api.create(name, scheduling={"provisioningModel": "SPOT"})
     api.create("vm")
+    clients.do("instances.simulateMaintenanceEvent", zone=ZONE, instance="maintained")
     control.act("spot", "preempt").raise_for_status()
     control.act("vm", "power-off").raise_for_status()
     found = {each.name: each.status for each in clients.call("instances.list", zone=ZONE)}
     kinds = [each.operation_type for each in clients.call("zoneOperations.list", zone=ZONE)]
 
-    assert found == {"spot": "TERMINATED", "vm": "TERMINATED"}
-    assert kinds[:2] == ["compute.instances.hostError", "compute.instances.preempted"]
+    assert found == dict.fromkeys(("maintained", "spot", "vm"), "TERMINATED")
+    preempted = "compute.instances.preempted"
+    assert kinds[:3] == ["compute.instances.hostError", preempted, preempted]
     assert control.act("nobody", "preempt").status_code == 400

@@ -17,11 +17,12 @@ HOG = """python3 -c 'x = b"x" * (1400 << 20); print("it fits")'; echo "hog ended
 
 @pytest.fixture
 def limits() -> Limits:
-    """This machine's; skips where it has none."""
+    """This machine's, where it has some."""
     found = Limits.open(f"trial-{os.getpid()}")
     found.close()
     if found.refused:
-        pytest.skip(f"no limits on this machine: {found.in_words()}")
+        # Not skipped: where CI has none, that is no fault of CI.
+        pytest.xfail(f"no limits on this machine: {found.in_words()}")
     return found
 
 
@@ -115,7 +116,7 @@ def test_instances_are_spread_over_the_cores(limits: Limits) -> None:
     try:
         total = len(os.sched_getaffinity(0))
         if total < 2:
-            pytest.skip("there is one core")
+            pytest.xfail("there is one core")
         groups = [shared.make(str(number), 1, 2**30) for number in range(total)]
         cores = {(group / "cpuset.cpus").read_text() for *_, group in groups}
     finally:

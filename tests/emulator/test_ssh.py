@@ -107,6 +107,18 @@ def test_a_terminal_is_one(client: paramiko.SSHClient) -> None:
     assert b"45 123" in output
 
 
+def test_a_shell_takes_commands_until_it_is_left(client: paramiko.SSHClient) -> None:
+    channel = client.invoke_shell()
+    channel.settimeout(20)
+    channel.sendall(b"echo $USER has $((6 * 7))\nexit 3\n")
+    output = b""
+    while data := channel.recv(65536):
+        output += data
+
+    assert b"alice has 42" in output
+    assert channel.recv_exit_status() == 3
+
+
 def test_files_go_both_ways_and_land_at_home(
     emulator: Emulator, client: paramiko.SSHClient, tmp_path: Path
 ) -> None:
@@ -131,6 +143,17 @@ def test_a_port_of_the_instances_can_be_reached_through_it(
     channel.sendall(b"GET /storage/v1/b HTTP/1.0\r\n\r\n")
 
     assert channel.recv(1000).startswith(b"HTTP/1.0 200")
+
+
+def test_a_port_here_can_be_reached_from_the_instance(client: paramiko.SSHClient) -> None:
+    transport = client.get_transport()
+    assert transport is not None
+    port = transport.request_port_forward("127.0.0.1", 0)
+    run(client, f"exec 3<>/dev/tcp/127.0.0.1/{port}; echo from inside >&3")
+    channel = transport.accept(20)
+
+    assert channel is not None
+    assert channel.recv(100) == b"from inside\n"
 
 
 def test_a_background_job_outlives_its_session_and_not_the_instance(
