@@ -26,6 +26,7 @@ LAYERS = [
     {"cancelling", "instance_watch"},
     {"livesync", "shipment", "request", "facts", "backlog"},
     {"submission", "sync", "blueprint", "results"},
+    {"refusals"},
     {
         "tracking",
         "compute",

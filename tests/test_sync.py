@@ -682,17 +682,27 @@ def test_experiment_tags_are_applied(run: SyncedRun) -> None:
     assert client(run).get_experiment(run.experiment_id).tags["k"] == "v"
 
 
-@pytest.mark.flow
-def test_100_000_points_are_applied_with_bounded_memory(run: SyncedRun) -> None:
+@pytest.mark.parametrize("kind", ["sqlite file", pytest.param("server", marks=pytest.mark.long)])
+def test_100_000_points_are_applied_with_bounded_memory(run: SyncedRun, kind: str) -> None:
+    server = _MlflowServer(run)
+    if kind == "server":
+        server.start()
+    try:
+        _apply_100_000_points(run, server.url if kind == "server" else run.uri)
+    finally:
+        server.kill()
+
+
+def _apply_100_000_points(run: SyncedRun, uri: str) -> None:
     per_segment = 1000
-    applier(run).apply_new()  # what imports and connections take is not counted
+    applier(run, uri).apply_new()  # what imports and connections take is not counted
     for number in range(1, 101):
         first = (number - 1) * per_segment
         records = [metric(run, f"m{i % 4}", i / 7, i) for i in range(first, first + per_segment)]
         run.put_journal(records, segment=per_segment, first=number)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    assert applier(run).apply_new() == 100_000
+    assert applier(run, uri).apply_new() == 100_000
 
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     with sqlite3.connect(run.database) as database:
