@@ -100,7 +100,11 @@ class InstanceWatch:
         detail = f"instance {here.instance!r} no longer exists (404), and it left no status"
         if "delete" not in kinds:
             return Loss(EndReason.INSTANCE_LOST, detail, taken=True)
-        if time.time() > here.deadline:
+        by_system = any(
+            each.get("operationType") == "delete" and each.get("user") == "system"
+            for each in operations
+        )
+        if by_system or time.time() > here.deadline:
             return Loss(EndReason.DEADLINE, f"{detail}: its deadline has passed")
         return Loss(EndReason.INSTANCE_LOST, f"{detail}: somebody deleted it")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gce_backend import facts
 from gce_backend.attempts import Attempts
+from gce_backend.blueprint import Blueprint
 from gce_backend.cancelling import Cancelling
 from gce_backend.compute import Compute
 from gce_backend.config import Endpoints
@@ -67,7 +68,6 @@ class Runner:
     ) -> None:
         self.submission = submission
         self._console = console
-        self._limits = limits or Limits()
         self._endpoints = endpoints
         bucket, project = submission.bucket, submission.project
         self._storage = Storage(bucket, project=project)
@@ -80,6 +80,8 @@ class Runner:
             run_id=submission.run_id,
             warn=console.warn,
         )
+        self._limits = limits or Limits()
+        self._knows_limits = limits is not None
         brief = Storage(bucket, project=project, retry_seconds=5.0)
         self._history = History(brief, submission.paths)
         self._attempts = Attempts(
@@ -105,6 +107,8 @@ class Runner:
         with interrupts.deferred(), interrupts.leaving(self._left):
             if (ended := self._ended_before()) is not None:
                 return ended
+            if not self._knows_limits:
+                self._limits = self._limits_of_the_run()
             end, serial = self._attempt_after_attempt(interrupts)
             result = result_of(self.submission, end, serial, self._storage)
             self._step = "has ended, and MLflow is told how"
@@ -324,6 +328,15 @@ class Runner:
         compute = Compute(here.project, endpoint=self._endpoints.compute)
         route = Route.of(emulated=self._endpoints.emulated)
         return SshAccess(here, compute, self._storage, route=route)
+
+    def _limits_of_the_run(self) -> Limits:
+        """As patient as its settings say, for whoever comes back to it."""
+        with suppress(GceBackendError):
+            paths = self.submission.paths
+            if (blueprint := Blueprint.load(self._storage, paths, self._endpoints)) is not None:
+                gce = blueprint.settings.gce
+                return Limits(gce.boot_minutes * 60, gce.grace_seconds)
+        return Limits()
 
     # ------------------------------------------------------------------ what is told
 

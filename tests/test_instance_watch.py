@@ -96,9 +96,11 @@ def test_a_loss_is_told_by_its_operations(status, operations, reason, taken, sto
 
 
 def test_one_that_compute_engine_deleted_at_its_deadline():
-    found = loss(GONE, INSERTED, ("delete", {}), here=dataclasses.replace(HERE, deadline=1.0))
-
-    assert (found.reason, found.taken) == (EndReason.DEADLINE, False)
+    for found in (
+        loss(GONE, INSERTED, ("delete", {"user": "system"})),
+        loss(GONE, INSERTED, ("delete", {}), here=dataclasses.replace(HERE, deadline=1.0)),
+    ):
+        assert (found.reason, found.taken) == (EndReason.DEADLINE, False)
 
 
 @pytest.fixture
