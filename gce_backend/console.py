@@ -27,6 +27,10 @@ class Console:
         self._ends_in_newline = True
         self._lock = threading.RLock()  # the log may come from a thread of its own
 
+    @property
+    def is_quiet(self) -> bool:
+        return self._quiet
+
     def phase(self, name: str, seconds: float | None, detail: str = "") -> None:
         """One line for a phase that has ended (``seconds``) or begins now (None)."""
         duration = f"{seconds:7.1f} s" if seconds is not None else " " * 9

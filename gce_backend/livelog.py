@@ -59,7 +59,7 @@ class LiveLog:
         self._patience = _BOOT_PATIENCE_SECONDS
 
     def __enter__(self) -> LiveLog:
-        if self._access is not None:
+        if self._access is not None and not self._console.is_quiet:
             self._thread = threading.Thread(
                 target=self._follow, args=(self._access,), daemon=True, name="live-log"
             )
@@ -134,6 +134,8 @@ class LiveLog:
             except GceBackendError as error:
                 self._tell(error)
                 return
+            except Exception as error:  # whatever breaks here, the run is followed on
+                self._tell_late(SshUnavailable(f"the log's SSH session broke: {error!r}"))
             finally:
                 self._lose()
             self._stop.wait(pause)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Best first. paramiko asks the host for the first kind it has a key of.
 _KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa")
+_NO_LOG = logging.NullHandler()
 _HANDSHAKE_SECONDS = 15.0
 _KEEPALIVE_SECONDS = 30  # so that no firewall on the way forgets an idle connection
 
@@ -49,6 +51,8 @@ class Connection:
         """
         import paramiko
 
+        # Its errors are told by ours; without a handler, logging would print its tracebacks.
+        logging.getLogger("paramiko").addHandler(_NO_LOG)
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(_Refuse())
         for kind, key in parsed(host_keys).items():
