@@ -98,6 +98,8 @@ def submit(order: Order, console: Console, interrupts: Interrupts) -> tuple[Subm
         )
         if experiment.notice:
             console.say(experiment.notice)
+        if plan.forward:
+            console.say(f"the instance itself brings what is logged to {order.tracking_uri}")
         shipment = _ship(plan, storage, Path(scratch), console, started)
         run_id = tracking.create_run(
             experiment,

@@ -13,12 +13,14 @@ import json
 import threading
 import time
 
+from .endpoint import retrying
 from .errors import CloudError, ServerAway
 from .storage import Storage, StoredObject
 
 _RENEW_S = 3.0
 EXPIRES_S = 10.0  # unchanged for so long: its holder is dead
 _SAFE_S = 8.0  # so long after a renewal nobody else can have it
+_WRITE_PATIENCE_S = 3.0
 
 
 class LeaseTaken(ServerAway):
@@ -72,9 +74,8 @@ class Lease:
             return "0"
         if self._seen is None or self._seen[0] != there.generation:
             self._seen = (there.generation, time.monotonic())
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                if json.loads(self._storage.get(self._bucket, self._name))["owner"] == self._owner:
-                    return there.generation
+            if self._is_ours():
+                return there.generation
         if time.monotonic() - self._seen[1] > EXPIRES_S:
             return there.generation
         raise LeaseTaken("a client is applying the journal")
@@ -82,13 +83,28 @@ class Lease:
     def _write(self, expected: str) -> str:
         data = json.dumps({"owner": self._owner, "at": time.time()}).encode()
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+        def put() -> StoredObject:
+            return self._storage.put(self._bucket, self._name, data, md5=md5, generation=expected)
+
         try:
-            put = self._storage.put(self._bucket, self._name, data, md5=md5, generation=expected)
+            return retrying(put, time.time() + _WRITE_PATIENCE_S).generation
         except CloudError as error:
-            if error.status == 412:
+            if error.status != 412:
+                raise
+            there = self._storage.stat(self._bucket, self._name)
+            if there is None or not self._is_ours():
                 raise LeaseTaken("a client is applying the journal") from error
-            raise
-        return put.generation
+            return there.generation  # written by a request whose reply was lost
+
+    def _is_ours(self) -> bool:
+        try:
+            return bool(self._content()["owner"] == self._owner)
+        except (ValueError, TypeError, KeyError):
+            return False
+
+    def _content(self) -> dict[str, str]:
+        return dict(json.loads(self._storage.get(self._bucket, self._name)))
 
     def _renew(self, over: threading.Event) -> None:
         while not over.wait(_RENEW_S):
