@@ -1,0 +1,99 @@
+"""Who deletes the instance: each of the four layers does it with all others switched off."""
+
+import signal
+
+from conftest import wait_until
+from stage import Stage
+
+from gce_backend.emulator import Fault
+
+STORAGE_ONLY = "-Pgce.scopes=[https://www.googleapis.com/auth/devstorage.read_write]"
+
+
+def killed(stage):
+    stage.client.send(signal.SIGKILL)
+    stage.client.end()
+
+
+def callers(stage):
+    return {"agent" if call.caller else "client" for call in stage.deletes()}
+
+
+def test_compute_engine_alone_without_agent_and_client(cloud):
+    """Nothing ever works on the instance, and nobody watches it."""
+    cloud.emulator.inject(Fault("no_startup_script"))
+    stage = Stage(cloud)
+    stage.submit("-Pgce.max_hours=0.5", "-Pgce.rescue_minutes=10")
+    wait_until(lambda: [i for i in cloud.emulator.instances() if i["status"] == "RUNNING"])
+    killed(stage)
+
+    cloud.emulator.advance(39 * 60)
+    assert stage.names != []
+    cloud.emulator.advance(2 * 60)
+    wait_until(lambda: stage.names == [], what="the deletion at the deadline")
+
+    assert stage.deletes() == []
+    code, output = stage.mlflow_gce("attach", stage.run_id)
+    assert code == 1, output
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.end_reason"]) == ("KILLED", "deadline")
+
+
+def test_the_agent_alone_without_a_client(cloud):
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 1"):
+        killed(stage)
+
+    wait_until(lambda: stage.names == [], what="the instance's own deletion")
+
+    assert callers(stage) == {"agent"}
+
+
+def test_the_client_alone_where_the_agent_may_not_delete(cloud):
+    stage = Stage(cloud)
+
+    code = stage.submit(STORAGE_ONLY).end()
+
+    assert code == 0, stage.client.text
+    assert callers(stage) == {"client"}
+    assert cloud.only_run().info.status == "FINISHED"
+
+
+def test_a_person_alone_reaps_what_could_not_delete_itself(cloud):
+    """The agent may not delete, and its client is gone: it powers off, and only its disk bills."""
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 2", STORAGE_ONLY):
+        killed(stage)
+    wait_until(
+        lambda: [i for i in cloud.emulator.instances() if i["status"] == "TERMINATED"],
+        what="the agent's power-off",
+    )
+    name = stage.instance
+
+    code, output = stage.mlflow_gce("reap")
+
+    assert code == 0, output
+    assert name in output
+    assert callers(stage) == {"client"}
+    assert stage.names == []
+    code, output = stage.mlflow_gce("attach", stage.run_id)
+    assert code == 0, output
+    assert cloud.only_run().info.status == "FINISHED"
+
+
+def test_a_host_error_without_a_client_leaves_a_disk_until_the_next_command(cloud):
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 1"):
+        killed(stage)
+        cloud.emulator.power_off(stage.instance)
+        (instance,) = cloud.emulator.instances()
+        assert instance["status"] == "TERMINATED", "disk only"
+
+    code, output = stage.mlflow_gce("attach", stage.run_id)
+
+    assert code == 0, output
+    run = cloud.only_run()
+    assert run.info.status == "FINISHED"
+    points = [m.step for m in cloud.client.get_metric_history(run.info.run_id, "loss")]
+    assert points == [1, 2], "everything acknowledged, once"
+    assert stage.names == []
