@@ -109,7 +109,7 @@ def mlflow_server(directory: Path, backend_store_uri: str) -> Iterator[tuple[str
         start_new_session=True,
     )
     try:
-        _until_healthy(port)
+        _until_healthy(process, port)
         yield "127.0.0.1", port
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -145,7 +145,7 @@ def postgres() -> Iterator[str]:
         control = [str(binaries / "pg_ctl"), "-D", str(cluster), "-w", "-t", "60"]
         call(*control, "-o", options, "start")
         try:
-            yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
         finally:
             call(*control, "-m", "immediate", "stop")
     finally:
@@ -168,13 +168,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _until_healthy(port: int) -> None:
+def _until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
     end = time.monotonic() + _START_SECONDS
     while True:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                 return
         except OSError:
+            assert process.poll() is None, "mlflow server ended"
             if time.monotonic() > end:
                 raise
             time.sleep(0.2)
