@@ -65,6 +65,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "gce_backend.commands.doctor",
         "Check everything that a run needs, and say the command that mends what is amiss.",
     ),
+    "init": (
+        "gce_backend.commands.init",
+        "Write conf/ for the MLproject in DIRECTORY, and offer to create what it needs in the "
+        "cloud.",
+    ),
     "emulator": (
         "gce_backend.emulator.command",
         "Emulate Compute Engine and Cloud Storage on this machine.",

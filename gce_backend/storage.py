@@ -139,6 +139,17 @@ class Storage:
                 f"bucket {self.bucket!r} took an object and did not list it; nothing was started"
             )
 
+    def create(self, location: str) -> None:
+        """Create the bucket, with uniform access; one that exists is an error.
+
+        Raises:
+            StorageError: it was not created.
+        """
+        with translated(f"cannot create bucket {self.bucket!r}", self, location=location):
+            bucket = self._client.bucket(self.bucket)
+            bucket.iam_configuration.uniform_bucket_level_access_enabled = True
+            self._client.create_bucket(bucket, location=location, retry=self._retry)
+
     def location(self) -> str:
         """Where the bucket is: a region, or a multi-region such as ``EU``.
 

@@ -37,6 +37,7 @@ LAYERS = [
         "proof",
         "download",
         "quota",
+        "preparation",
         "forwarding",
         "lease",
         "history",
