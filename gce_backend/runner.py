@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from gce_backend import facts
+from gce_backend import backlog, facts
 from gce_backend.attempts import Attempts
 from gce_backend.blueprint import Blueprint
 from gce_backend.cancelling import Cancelling
@@ -121,6 +121,7 @@ class Runner:
                 compute=self._compute,
                 console=self._console,
             )
+            backlog.warn(self._tracking, self._console, but=self.submission.run_id)
             return result
 
     def sync(self) -> int:

@@ -7,6 +7,7 @@ from journals import make_run
 from mlflow.tracking import MlflowClient
 
 from gce_backend import backlog
+from gce_backend.console import Console
 from gce_backend.lifecycle import EndReason
 from gce_backend.submission import Submission
 from gce_backend.tracking import Tracking
@@ -104,3 +105,14 @@ def test_the_notice_names_the_command(run):
         f"Run: mlflow-gce sync {run.run_id}"
     )
     assert backlog.notice(found * 2).endswith("Run: mlflow-gce sync --all")
+
+
+def test_a_command_tells_by_the_way_of_other_runs_and_never_fails_for_it(run, capsys):
+    journal(run, seconds_ago=60)
+
+    backlog.warn(run.tracking, Console(), but=run.run_id)
+    assert capsys.readouterr().err == ""
+    backlog.warn(run.tracking, Console())
+    assert f"Run: mlflow-gce sync {run.run_id}" in capsys.readouterr().err
+    backlog.warn(Tracking("http://127.0.0.1:1"), Console())  # nothing listens there
+    assert capsys.readouterr().err == ""

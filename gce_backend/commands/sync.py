@@ -30,9 +30,11 @@ def sync(runs: tuple[str, ...], tracking_uri: str | None, all_runs: bool, as_jso
     if bool(runs) == all_runs:
         raise click.UsageError("name the runs to bring up to date, or say --all")
     chosen = guarded(lambda: _chosen(runs, tracking_uri))
+    from gce_backend.backlog import warn
     from gce_backend.catch_up import sync_runs
     from gce_backend.config import read_endpoints
     from gce_backend.console import Console
+    from gce_backend.tracking import Tracking, resolve_uri
 
     done = []
     console = Console(quiet=as_json)
@@ -50,6 +52,8 @@ def sync(runs: tuple[str, ...], tracking_uri: str | None, all_runs: bool, as_jso
         print_json([vars(each) for each in done])
     elif not done:
         click.echo("the store has all that is in the buckets")
+    if runs and not as_json:
+        warn(Tracking(resolve_uri(tracking_uri)), console)
     sys.exit(1 if any(each.error for each in done) else 0)
 
 
