@@ -18,9 +18,12 @@ from gce_backend.sync import REFUSED_TAG, JournalApplier
 from .cloud import Gcs, wait_for
 from .front import Front
 from .instance import TestInstance
-from .tracking_server import ForwardedRun, TrackingServer, make_run
+from .tracking_server import ForwardedRun, ServerInProcess, make_run
 
-pytestmark = pytest.mark.flow  # real processes and servers
+pytestmark = [
+    pytest.mark.flow,  # real processes and servers
+    pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi is deprecated"),  # MLflow's own
+]
 
 TRAINER = Path(__file__).with_name("forwarded_trainer.py").read_text()
 SECRET = "projects/test/secrets/mlflow/versions/latest"
@@ -28,14 +31,15 @@ TOKEN = "t0ken-of-the-tracking-server"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
-    running = TrackingServer(tmp_path_factory.mktemp("server"))
-    yield running
-    running.stop()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerInProcess]:
+    with pytest.MonkeyPatch.context() as patch:
+        running = ServerInProcess(tmp_path_factory.mktemp("server"), patch)
+        yield running
+        running.stop()
 
 
 @pytest.fixture
-def door(server: TrackingServer) -> Iterator[Front]:
+def door(server: ServerInProcess) -> Iterator[Front]:
     """The server as the agent reaches it: over a proxy that wants a token and may refuse."""
     front = Front(server.url)
     front.authorization = f"Bearer {TOKEN}"
@@ -45,7 +49,7 @@ def door(server: TrackingServer) -> Iterator[Front]:
 
 @pytest.fixture
 def trained(
-    server: TrackingServer,
+    server: ServerInProcess,
     instance: TestInstance,
     gcs: Gcs,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""A real ``mlflow server`` for the agent to forward to, with a door before it; see ``front.py``."""
+"""MLflow's real server for the agent to forward to; a test puts a door before it, ``front.py``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow.server
+import pytest
+from mlflow.server import handlers
 from mlflow.tracking import MlflowClient
 from mlflow.utils.proto_json_utils import message_to_json
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from gce_backend.agent.paths import RunPaths
 
@@ -23,13 +28,45 @@ from .cloud import free_port, wait_for
 from .instance import TestInstance
 
 
-class TrackingServer:
-    """On a sqlite file of its own."""
+class Store:
+    """A sqlite file of a server's own."""
 
     def __init__(self, directory: Path) -> None:
         self.database = directory / "server.db"
         self.uri = f"sqlite:///{self.database}"
+        self.url = ""
         MlflowClient(self.uri).search_experiments()  # makes the tables
+
+
+class ServerInProcess(Store):
+    """The application of ``mlflow server`` in a thread of the tests: it is imported already."""
+
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
+        super().__init__(directory)
+        patch.setenv(mlflow.server.BACKEND_STORE_URI_ENV_VAR, self.uri)
+        patch.setenv(mlflow.server.ARTIFACT_ROOT_ENV_VAR, str(directory / "artifacts"))
+        patch.setattr(handlers, "_tracking_store", None)
+        self._server = make_server(
+            "127.0.0.1", 0, mlflow.server.app, threaded=True, request_handler=_Silent
+        )
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Silent(WSGIRequestHandler):
+    def log_request(self, *args: object) -> None:
+        pass
+
+
+class TrackingServer(Store):
+    """``mlflow server`` itself; its start takes seconds."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
         self.url = f"http://127.0.0.1:{free_port()}"
         port = self.url.rpartition(":")[2]
         self._process = subprocess.Popen(
@@ -61,7 +98,7 @@ class TrackingServer:
 class ForwardedRun:
     """A run on the server, as the client makes it, and the instance that is to train it."""
 
-    server: TrackingServer
+    server: Store
     instance: TestInstance
     run_id: str
     experiment_id: str
@@ -103,7 +140,7 @@ class ForwardedRun:
         self.instance.submit(command, files, run_id=self.run_id, tracking=tracking, **changes)
 
 
-def make_run(server: TrackingServer, instance: TestInstance) -> ForwardedRun:
+def make_run(server: Store, instance: TestInstance) -> ForwardedRun:
     """An experiment in the instance's bucket, with one run that waits for its instance."""
     client = MlflowClient(server.uri)
     name = f"e-{uuid.uuid4().hex[:8]}"
