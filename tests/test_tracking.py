@@ -205,5 +205,5 @@ def test_a_run_of_another_backend_is_told_so(created, uri):
 
 
 def test_a_run_that_is_not_there_is_told_so(created):
-    with pytest.raises(TrackingError, match="no runs of this backend begin with 'fff'"):
+    with pytest.raises(TrackingError, match="no run of this backend has the id or name 'fff'"):
         created[0].find_run("fff")
