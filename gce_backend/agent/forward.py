@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from . import forward_facts
 from .entities import Json
 from .errors import RelayError, ServerAway
 from .forward_files import Files
@@ -103,9 +104,9 @@ class Forwarder:
             run_id = self._spec.run_id
             if verified:
                 self._finalize_models()
-            self._send(
-                "POST", "runs/set-tag", {"run_id": run_id, "key": END_REASON_TAG, "value": reason}
-            )
+            forward_facts.record(self._server, status)
+            tag = {"run_id": run_id, "key": END_REASON_TAG, "value": reason}
+            self._send("POST", "runs/set-tag", tag)
             ending = {"status": _STATUS.get(reason, "FAILED"), "end_time": end_time}
             self._send("POST", "runs/update", {"run_id": run_id, **ending})
 

@@ -11,20 +11,18 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from .endpoint import retrying
 from .entities import Json
 from .errors import CloudError, ServerAway
 from .forward_ids import ServerIds
 from .forward_lease import Lease, LeaseTaken
+from .forward_refusals import DIRECTORY, REFUSED_TAG, account, keep
 from .forward_replay import Refusal, Replay
 from .forward_server import APPLIED_TAG, Server, tags_of
 from .segments import Segments
 from .spec import Spec
 from .storage import Storage
-
-REFUSED_TAG = "gce.journal.refused"
 
 _SEGMENTS_AT_ONCE = 4  # read, applied and then forgotten, so that memory stays bounded
 _REASONS_TOLD = 3
@@ -92,36 +90,47 @@ class ServerJournal:
             self._position = -1
             pieces = self._pieces(position)
             if pieces:
-                self._apply(pieces, position, tags.get(REFUSED_TAG))
+                self._apply(pieces, position, run)
             self._position = position + len(pieces)
             if len(pieces) < _SEGMENTS_AT_ONCE:
                 return
 
-    def _apply(self, pieces: list[bytes], position: int, account: str | None) -> None:
+    def _apply(self, pieces: list[bytes], position: int, run: Json) -> None:
         refused: list[Refusal] = []
         replay = Replay(self._server, self.ids, refused.append)
-        for piece in pieces:
-            for line in piece.splitlines():
-                replay.take(json.loads(line))
+        records = [json.loads(line) for piece in pieces for line in piece.splitlines()]
+        for record in records:
+            replay.take(record)
         replay.flush()
-        for refusal in refused[: max(0, _REASONS_TOLD - self._refusals_said)]:
-            self._refusals_said += 1
-            self._say(f"the tracking server refuses {refusal.what}: {refusal.reason}")
+        refused.sort(key=lambda refusal: refusal.seq)
+        last = position + len(pieces)
+        if refused:
+            self._set_aside(refused, records, last, str(run["info"]["artifact_uri"]))
         try:
             self._lease.check()
-            self._advance(position + len(pieces), refused, account)
+            self._advance(last, refused, tags_of(run).get(REFUSED_TAG))
             self._lease.check()
         except LeaseTaken:
             self._redo_after = position
             raise
         self._redo_after = None
 
-    def _advance(self, last: int, refused: list[Refusal], account: str | None) -> None:
+    def _set_aside(
+        self, refused: list[Refusal], records: list[Json], last: int, artifact_uri: str
+    ) -> None:
+        keep(self._storage, artifact_uri, last, refused, records)
+        for refusal in refused[: max(0, _REASONS_TOLD - self._refusals_said)]:
+            self._refusals_said += 1
+            self._say(
+                f"the tracking server refuses {refusal.what}: {refusal.reason}. It is set aside "
+                f"among the run's artifacts: {DIRECTORY}/"
+            )
+
+    def _advance(self, last: int, refused: list[Refusal], before: str | None) -> None:
         """In one write, so that both are counted once even if this process dies here."""
         tags = [{"key": APPLIED_TAG, "value": str(last)}]
         if refused:
-            refused.sort(key=lambda refusal: refusal.seq)
-            tags.append({"key": REFUSED_TAG, "value": _account(account, refused)})
+            tags.append({"key": REFUSED_TAG, "value": account(before, refused)})
         body = {"run_id": self._spec.run_id, "tags": tags}
         self._server.read(lambda: self._server.send("POST", "runs/log-batch", body))
 
@@ -155,14 +164,3 @@ class ServerJournal:
                 body = {"run_id": self._spec.run_id, "status": "RUNNING"}
                 self._server.read(lambda: self._server.send("POST", "runs/update", body))
             self._told_running = True
-
-
-def _account(before: str | None, new: list[Refusal]) -> str:
-    """The tag's JSON: how many were refused, and the first few with their reasons."""
-    account: dict[str, Any] = json.loads(before) if before else {"count": 0, "first": []}
-    account["count"] += sum(refusal.count for refusal in new)
-    for refusal in new[: max(0, _REASONS_TOLD - len(account["first"]))]:
-        account["first"].append(
-            {"record": refusal.seq, "what": refusal.what[:200], "reason": refusal.reason[:300]}
-        )
-    return json.dumps(account, ensure_ascii=False)

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 from journals import export
 
+from gce_backend import facts
 from gce_backend.storage import Storage
+from gce_backend.submission import Submission
 from gce_backend.sync import REFUSED_TAG, JournalApplier
+from gce_backend.tracking import Tracking
 
 from .cloud import Gcs, wait_for
 from .front import Front
 from .instance import TestInstance
-from .tracking_server import ForwardedRun, ServerInProcess, make_run
+from .tracking_server import CREATED_AT, USD_PER_HOUR, ForwardedRun, ServerInProcess, make_run
 
 pytestmark = [
     pytest.mark.flow,  # real processes and servers
@@ -80,8 +83,25 @@ def as_by_a_client(trained: ForwardedRun, copy: str, status: Any) -> dict[str, A
     """What a client makes of the same journal, in a copy of the store from before."""
     sync = applier(trained, copy)
     sync.finish()
+    facts.record(Tracking(copy), _submission(trained, copy, status["attempt"]), status)
     sync.set_final_status("FINISHED", round(status["ended_at"] * 1000))
     return export(copy, trained.run_id)
+
+
+def _submission(trained: ForwardedRun, store: str, attempt: int) -> Submission:
+    return Submission(
+        run_id=trained.run_id,
+        project="test",
+        zone="europe-west1-b",
+        instance="mlrun-test",
+        bucket=trained.instance.bucket.name,
+        paths=trained.instance.paths,
+        tracking_uri=store,
+        deadline=0,
+        created_at=CREATED_AT,
+        usd_per_hour=USD_PER_HOUR,
+        attempt=attempt,
+    )
 
 
 def test_the_server_ends_as_by_a_client_whatever_happens_meanwhile(
@@ -157,6 +177,9 @@ def _check_poison(trained: ForwardedRun, copy: str) -> None:
     assert account["first"][0]["record"] == by_client["first"][0]["record"]
     assert "500" in account["first"][0]["reason"]  # characters a dataset's name may have
     assert "the tracking server refuses POST runs/log-inputs" in trained.instance.log
+    bucket = trained.instance.bucket
+    kept = [bucket.json(name) for name in bucket.names() if "/artifacts/gce-refused/" in name]
+    assert kept and all("d" * 600 in entry["content"] for (entry,) in kept)
 
 
 def _check_token_is_nowhere(trained: ForwardedRun) -> None:
@@ -187,6 +210,7 @@ def test_a_server_that_stays_away_costs_seconds_and_a_client_brings_the_rest(
     door.refuse = lambda method, path: None
     sync = applier(trained, trained.server.uri)
     sync.finish()
+    facts.record(Tracking(trained.server.uri), _submission(trained, trained.server.uri, 1), status)
     sync.set_final_status("FINISHED", round(status["ended_at"] * 1000))
     assert export(trained.server.uri, trained.run_id) == as_by_a_client(trained, copy, status)
 

@@ -27,6 +27,9 @@ from gce_backend.agent.paths import RunPaths
 from .cloud import free_port, wait_for
 from .instance import TestInstance
 
+# What the client would have left on the run.
+CREATED_AT, USD_PER_HOUR = 1_764_000_000.5, 0.1234
+
 
 class Store:
     """A sqlite file of a server's own."""
@@ -146,7 +149,8 @@ def make_run(server: Store, instance: TestInstance) -> ForwardedRun:
     name = f"e-{uuid.uuid4().hex[:8]}"
     location = f"gs://{instance.bucket.name}/mlflow-gce/experiments/{name}"
     experiment_id = client.create_experiment(name, artifact_location=location)
-    run = client.create_run(experiment_id, tags={"mlflow.user": "u"}, run_name="first")
+    tags = {"gce.created_at": str(CREATED_AT), "gce.usd_per_hour": str(USD_PER_HOUR)}
+    run = client.create_run(experiment_id, tags={"mlflow.user": "u", **tags}, run_name="first")
     client.update_run(run.info.run_id, status="SCHEDULED")
     instance.paths = RunPaths("mlflow-gce", run.info.run_id)
     return ForwardedRun(server, instance, run.info.run_id, experiment_id)
