@@ -20,12 +20,12 @@ ui: $(STAMP)  ## MLflow's UI on the demo's runs, artifacts included, at http://1
 	    $(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
 test: check  ## all tests: unit tests first, then the flows on the emulator
-	@$(BIN)/pytest -q -n auto -m "not flow"
-	@$(BIN)/pytest -q -n auto -m flow
+	@$(BIN)/pytest -q -n auto --dist loadgroup -m "not flow"
+	@$(BIN)/pytest -q -n auto --dist loadgroup -m flow
 
 test-all: check  ## the same with every cell of the matrices and the long tests; takes hours
-	@$(BIN)/pytest -q -n auto -m "not flow" --whole
-	@$(BIN)/pytest -q -n auto -m flow --whole
+	@$(BIN)/pytest -q -n auto --dist loadgroup -m "not flow" --whole
+	@$(BIN)/pytest -q -n auto --dist loadgroup -m flow --whole
 
 check: $(STAMP)  ## formatting, lint, strict types
 	@$(BIN)/ruff format --check --quiet .

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from gce_backend.agent.files import size_of
+
 from .cloud import Bucket, ControlPlane, wait_for
 from .front import Front
 from .instance import TestInstance
@@ -41,7 +43,7 @@ for argument in sys.argv[1:]:
         headers["Content-Length"] = size
         connection.request("PUT", path, Slow(body) if name == "slow.bin" else body, headers)
         print(name, connection.getresponse().status, flush=True)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         print(name, "failed:", type(error).__name__, flush=True)
 """
 
@@ -100,7 +102,7 @@ def test_a_trainer_that_swallows_a_failed_upload_has_its_file_in_the_bucket(
     instance.start()
     spool, log = instance.state / "spool", instance.state / "run.log"
     wait_for(
-        lambda: [file for file in spool.glob(".*.tmp") if file.stat().st_size],
+        lambda: [file for file in spool.glob(".*.tmp") if size_of(file) > MB],
         "the upload of the slow file is under way",
     )
     front.refuse = lambda method, path: 503

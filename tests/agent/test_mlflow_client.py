@@ -13,7 +13,10 @@ import pytest
 from .cloud import Bucket, ControlPlane
 from .instance import RUN_ID, TestInstance
 
-pytestmark = pytest.mark.flow  # real processes and servers
+pytestmark = [
+    pytest.mark.flow,  # real processes and servers
+    pytest.mark.xdist_group("mlflow client"),  # one training for all of them
+]
 
 TRAINER = Path(__file__).with_name("trainer_with_mlflow.py").read_text()
 
