@@ -7,6 +7,7 @@ Compute Engine deletes the instance at its deadline. What follows is in ``runner
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -168,7 +169,7 @@ def _ship(
     shipment = ship(storage, bundle, plan.environment, prefix=gce.prefix, scratch=scratch)
     console.say(
         f"{plan.entry.name} of {plan.source.name} on {machine.name}"
-        f"{' (spot)' if machine.spot else ''}, {_price_line(plan.settings, plan.settings.zones[0])}"
+        f"{' (spot)' if machine.spot else ''}, {_price_line(plan.settings)}"
     )
     size = f"{len(bundle.files)} files, {bundle.size / 1e6:.2f} MB in gs://{storage.bucket}"
     console.phase("shipped", time.monotonic() - started, size)
@@ -183,14 +184,22 @@ def _keep_diff(source: Source, shipment: Shipment, storage: Storage, artifact_ur
         storage.in_bucket(bucket).put(f"{root}/git.diff", changes, content_type="text/x-diff")
 
 
-def _price_line(settings: Settings, zone: str) -> str:
-    known = usd_per_hour(settings, zone)
-    if known is None:
-        return "price unknown"
+def _price_line(settings: Settings) -> str:
+    """What the instance costs where it is asked for first, and at most, wherever it comes to be."""
+    machine, zone = settings.machine, settings.zones[0]
+    everywhere = [usd_per_hour(each, where) for each in settings.choices for where in each.zones]
+    known = [usd for usd in everywhere if usd is not None]
+    here = usd_per_hour(settings, zone)
+    if here is None or len(known) < len(everywhere):
+        return f"asked for in {zone} first; its price is not known in every zone"
+    flipped = dataclasses.replace(machine, spot=not machine.spot)
+    other = usd_per_hour(dataclasses.replace(settings, machine=flipped), zone)
     hours = lifetime_seconds(settings) / 3600
+    otherwise = "on demand" if machine.spot else "spot"
     return (
-        f"about ${known:.3f}/h (list price, {PRICE_DATE}), at most ${known * hours:.2f} "
-        f"in the {hours:g} h until its deadline"
+        f"about ${here:.3f}/h in {zone} ({otherwise}: ${other:.3f}/h), "
+        f"at most ${max(known) * hours:.2f} in the {hours:.3g} h until its deadline in any of "
+        f"{len(everywhere)} zones (estimates: list prices of {PRICE_DATE})"
     )
 
 
