@@ -156,6 +156,7 @@ def test_a_wedged_agent_is_given_up_after_a_limit_and_what_is_lost_is_said(cloud
     assert cloud.emulator.instances() == []
 
 
+@pytest.mark.matrix(cells=1)
 @pytest.mark.parametrize("command", [["attach"], ["stop"], ["stop", "--now"]])
 def test_a_run_that_never_got_an_instance_keeps_its_end_and_gets_no_wishes(cloud, command):
     cloud.emulator.inject(Fault("no_capacity", times=None))
@@ -218,6 +219,7 @@ def test_an_answer_that_passes_changes_nothing(cloud, method, kind):
     assert cloud.emulator.instances() == []
 
 
+@pytest.mark.matrix(cells=1)
 @pytest.mark.parametrize("kind", ["quota_region", "no_capacity_with_details"])
 def test_the_next_region_is_asked(cloud, kind):
     cloud.emulator.inject(Fault(kind, resource="europe-west1-b/*"))
