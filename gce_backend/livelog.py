@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from gce_backend.console import Console
-from gce_backend.errors import ComputeError, GceBackendError, InstanceNotFound, SshUnavailable
+from gce_backend.errors import (
+    AuthenticationRefused,
+    ComputeError,
+    GceBackendError,
+    InstanceNotFound,
+    SshUnavailable,
+)
 from gce_backend.ssh import Connection
 from gce_backend.ssh_frames import ALIVE_SECONDS, FOLLOW, STATE_DIRECTORY, command, frames
 from gce_backend.storage import Storage
@@ -126,18 +132,19 @@ class LiveLog:
             try:
                 with self._connected(access) as connection:
                     self._stream(connection)
-                    pause = _FIRST_PAUSE
             except InstanceNotFound:
                 pass  # the follower finds out, and knows what it means
-            except (SshUnavailable, ComputeError) as error:
+            except (SshUnavailable, AuthenticationRefused, ComputeError) as error:
+                # A key that is refused may not have been entered yet: the instance boots.
                 self._tell_late(error)
             except GceBackendError as error:
+                self._lose()
                 self._tell(error)
                 return
             except Exception as error:  # whatever breaks here, the run is followed on
                 self._tell_late(SshUnavailable(f"the log's SSH session broke: {error!r}"))
-            finally:
-                self._lose()
+            if self._lose():
+                pause = _FIRST_PAUSE
             self._stop.wait(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 
@@ -162,15 +169,16 @@ class LiveLog:
             at += len(data)
         raise SshUnavailable(f"instance {connection.instance!r} ended the log's session")
 
-    def _lose(self) -> None:
-        if self._is_live:
-            self._is_live = False
+    def _lose(self) -> bool:
+        """From now on the bucket's turn; False when it was before."""
+        was_live, self._is_live = self._is_live, False
+        if was_live:
             self._silent_since, self._patience = time.monotonic(), _LOSS_PATIENCE_SECONDS
+        return was_live
 
     def _tell_late(self, error: GceBackendError) -> None:
         """SSH comes late and goes at times; only what lasts is worth a line."""
-        self._lose()
-        if time.monotonic() - self._silent_since > self._patience:
+        if not self._is_live and time.monotonic() - self._silent_since > self._patience:
             self._tell(error)
 
     def _tell(self, error: GceBackendError) -> None:

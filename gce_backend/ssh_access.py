@@ -16,6 +16,7 @@ from gce_backend.compute import Compute
 from gce_backend.errors import (
     AuthenticationRefused,
     ComputeError,
+    HostKeyRefused,
     InstanceNotFound,
     InstanceStopped,
     SshError,
@@ -30,6 +31,7 @@ from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 
 _STOPPED = ("TERMINATED", "STOPPED", "SUSPENDED")
+_LENT_KEY_SECONDS = 24 * 3600.0  # of a key for another machine than the run's own
 _NAMESPACE = "hostkeys"  # Google's guest agent and cloud-init publish there
 
 
@@ -99,6 +101,11 @@ class SshAccess:
             )
         except AuthenticationRefused as error:
             raise AuthenticationRefused(f"{error}. {_why_refused(instance)}") from error
+        except HostKeyRefused as error:
+            raise HostKeyRefused(
+                f"{error}. What it said of its keys when it booted:\n"
+                f"  gcloud compute instances get-serial-port-output {here.where}"
+            ) from error
 
     def connect_within(self, seconds: float, say: Callable[[str], None]) -> Connection:
         """``connect``, repeated while the instance boots; ``say`` is told once what is missing.
@@ -134,7 +141,7 @@ class SshAccess:
             ComputeError: the caller may not change the instance.
         """
         here = self._submission
-        expires_at = max(here.deadline, time.time() + 600)
+        expires_at = min(here.deadline, time.time() + _LENT_KEY_SECONDS)
         line = self._state.make_key(expires_at)
         try:
             metadata = self._compute.get(here.zone, here.instance).get("metadata", {})

@@ -169,9 +169,14 @@ def test_results_that_are_missing_keep_the_instance_and_say_so(cloud):
     assert run.data.tags["gce.end_reason"] == "results_unverified"
     assert "no-such-file.bin" in output
     assert "still bills" in output
-    assert "gcloud compute scp" in output
+    assert f"mlflow-gce rescue {run.info.run_id}\n  mlflow-gce stop --now" in output
     (instance,) = cloud.emulator.instances()
     assert instance["status"] == "RUNNING"
+    code, output = cloud.mlflow_gce("rescue", run.info.run_id, "kept")
+    assert code == 0, output
+    assert f"To delete it, run:\n  mlflow-gce stop --now {run.info.run_id}" in output
+    assert b"step 3 of 3" in (cloud.directory / "kept/run.log").read_bytes()
+    assert list((cloud.directory / "kept/bucket").rglob("result.txt"))
     code, output = cloud.mlflow_gce("stop", "--now", run.info.run_id)
     assert code == 0, output
     assert cloud.emulator.instances() == []

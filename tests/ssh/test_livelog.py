@@ -20,11 +20,12 @@ import pytest
 from gce_backend import ssh, ssh_frames
 from gce_backend.console import Console
 from gce_backend.emulator import Fault
+from gce_backend.errors import AuthenticationRefused, SshUnavailable
 from gce_backend.livelog import LiveLog
 from gce_backend.ssh_access import SshAccess
 from gce_backend.ssh_route import Route
 
-from .conftest import Guest, eventually
+from .conftest import ZONE, Guest, eventually
 from .flaky import flaky_way
 
 #: A progress bar with colours, a line that is no UTF-8, one that never ends.
@@ -141,6 +142,28 @@ def test_where_ssh_cannot_be_had_it_is_said_once(guest: Guest) -> None:
 
     assert live.screen.warnings.count("The log comes from the bucket") == 1
     assert "no SSH key of run" in live.screen.warnings
+
+
+def is_refused(guest: Guest) -> bool:
+    try:
+        guest.access().connect().close()
+    except AuthenticationRefused:
+        return True
+    except SshUnavailable:
+        return False
+    raise AssertionError("it let us in")
+
+
+def test_a_key_that_is_entered_late_is_waited_for(guest: Guest) -> None:
+    line = guest.state.make_key(guest.submission.deadline)
+    guest.insert(key="somebody:ssh-ed25519 AAAA")
+    write(guest, b"one\n")
+    with following(guest, guest.access()) as live:
+        eventually(lambda: is_refused(guest), "it answers, and refuses")
+        guest.compute.set_metadata(ZONE, guest.submission.instance, "ssh-keys", line)
+        live.until_shown(b"one\n")
+
+    assert live.screen.warnings == ""
 
 
 def test_the_bucket_goes_first_and_ssh_goes_on_where_it_stood(guest: Guest) -> None:
