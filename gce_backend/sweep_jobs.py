@@ -19,6 +19,7 @@ from gce_backend.config import Settings
 from gce_backend.console import Console
 from gce_backend.environment import Environment
 from gce_backend.errors import (
+    ComputeError,
     GceBackendError,
     NoCapacity,
     QuotaExceeded,
@@ -169,7 +170,7 @@ class Jobs:
             submission.paths,
             tracking_uri=submission.tracking_uri,
             run_id=submission.run_id,
-        ).apply_new()
+        ).apply_new(patience=0)  # left to whoever is at it: another client, or the agent
         if not job.is_running and any(p["phase"] == "running" for p in heartbeat["phases"]):
             self._sweep.store.set_running(submission.run_id)
             job.is_running = True
@@ -279,12 +280,15 @@ class Jobs:
 
 
 def quota_reader(settings: Settings) -> Callable[[str], Quotas]:
-    """What a region's quotas leave, asked from Compute Engine."""
+    """What a region's quotas leave, by Compute Engine; nothing is known where it refuses."""
     rest: Rest = compute_rest(settings.endpoints.compute)
 
     def read(region: str) -> Quotas:
         path = f"projects/{settings.project}/regions/{region}"
-        return free_quotas(rest.get(f"reading the quotas of {region}", path))
+        try:
+            return free_quotas(rest.get(f"reading the quotas of {region}", path))
+        except ComputeError:
+            return {}
 
     return read
 

@@ -31,6 +31,7 @@ END_REASON_TAG = "gce.end_reason"
 TROUBLE_TAG = "gce.forward.trouble"
 
 _PAUSE_S = 1.0
+_HOLD_S = 5.0
 _MOST_PAUSE_S = 15.0
 _DENIED_PAUSE_S = 60.0
 # At the end of the run: so long without any success, and so long in all.
@@ -116,10 +117,9 @@ class Forwarder:
         pause = _PAUSE_S
         while not self._stop.wait(pause):
             try:
-                with self._lock:
-                    if self._journal.is_due and not self._stop.is_set():
-                        with self._journal.alone():
-                            self._journal.apply()
+                if self._journal.is_due:
+                    with self._lock:
+                        self._apply_for_a_while()
                 pause = _PAUSE_S
                 self._tell_trouble(None)
             except LeaseTaken:  # a client is at it, which is as well
@@ -130,6 +130,18 @@ class Forwarder:
             except Exception as error:  # an answer that nobody expected must not end this thread
                 pause = _MOST_PAUSE_S
                 self._tell_trouble(ServerAway(f"{type(error).__name__}: {error}"))
+
+    def _apply_for_a_while(self) -> None:
+        """The lease is kept over some rounds, since its name takes about one write a second, and
+        given back between, so that a client gets its turn."""
+        if self._stop.is_set():
+            return
+        with self._journal.alone():
+            until = time.monotonic() + _HOLD_S
+            self._journal.apply()
+            while time.monotonic() < until and not self._stop.wait(_PAUSE_S):
+                if self._journal.is_due:
+                    self._journal.apply()
 
     def _within(self, limit: float, work: Callable[[], None]) -> bool:
         """``work()`` again while the server is away, as long as it takes something now and then."""
