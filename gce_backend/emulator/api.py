@@ -6,18 +6,17 @@ Every method of Compute Engine v1 is known by its path; one that has no function
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from . import strikes
 from .calls import Call
 from .cloud import PROJECT_NUMBER, Cloud
 from .discovery import document
-from .errors import ApiError, ReplyLost, invalid, not_emulated, not_found
-from .faults import Fault, FaultKind, answer_error
+from .errors import ApiError, invalid, not_emulated, not_found
 from .life import Life
 from .lists import partial
 from .methods import METHODS
@@ -150,23 +149,12 @@ class Api:
             raise not_emulated(f"compute.{identifier}")
         arguments = Arguments(params, request.query, body)
         fault = self._cloud.faults.take_answer(identifier, *_names(arguments))
-        await self._before(fault)
+        await strikes.before(fault)
         self._check_project(arguments, identifier)
         answer = await method(self._cloud, arguments)
-        if fault is not None and fault.kind is FaultKind.REPLY_LOST_AFTER:
-            raise ReplyLost
+        strikes.after(fault)
         fields = request.query.get("fields")
         return partial(answer, fields) if fields else answer
-
-    async def _before(self, fault: Fault | None) -> None:
-        if fault is None:
-            return
-        if fault.kind is FaultKind.SLOW:
-            await asyncio.sleep(fault.seconds)
-        elif fault.kind is FaultKind.REPLY_LOST_BEFORE:
-            raise ReplyLost
-        elif (error := answer_error(fault)) is not None:
-            raise error
 
     def _check_project(self, arguments: Arguments, identifier: str) -> None:
         project = arguments.params.get("project")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Service = Literal["compute", "storage", "secretmanager", "oslogin"]
+
 
 @dataclass(frozen=True)
 class Call:
@@ -23,7 +25,7 @@ class Call:
     """
 
     at: float
-    service: Literal["compute", "storage", "secretmanager", "oslogin"]
+    service: Service
     method: str
     path: str
     query: dict[str, str]

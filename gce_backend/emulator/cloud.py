@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .calls import Call
+from .calls import Call, Service
 from .clock import Clock
 from .doors import Handlers, addresses
 from .faults import Fault, FaultKind, Faults, operation_error
@@ -25,6 +25,8 @@ from .os_login import OsLogin
 from .tokens import Tokens
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from .life import Life
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,24 @@ class Cloud:
         """Record a call that came in; gives its place for :meth:`end`."""
         self.calls.append(call)
         return len(self.calls) - 1
+
+    def begin_http(
+        self, service: Service, name: str, request: web.BaseRequest, caller: Life | None
+    ) -> int:
+        """The same for a request without a body worth keeping."""
+        return self.begin(
+            Call(
+                at=self.clock.now(),
+                service=service,
+                method=request.method,
+                path=request.path,
+                query=dict(request.query),
+                body=None,
+                status=None,
+                name=name,
+                caller=caller.instance.name if caller else "",
+            )
+        )
 
     def end(self, place: int, **changes: Any) -> None:
         self.calls[place] = dataclasses.replace(self.calls[place], **changes)

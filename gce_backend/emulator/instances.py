@@ -52,7 +52,6 @@ class Instance:
     Args:
         body: the insert's body, checked, with references resolved (see ``inserts.py``).
         address: the loopback address all its servers listen on.
-        has_external_address: whether ``natIP`` is shown.
     """
 
     def __init__(
@@ -75,7 +74,6 @@ class Instance:
         self.address = address
         self.body = body
         self.status = Status.PROVISIONING
-        self.history = [(clock.now(), Status.PROVISIONING)]
         self.created_at = clock.now()
         self.started_at: float | None = None  # last time it became RUNNING
         self.stopped_at: float | None = None
@@ -91,7 +89,6 @@ class Instance:
         if to not in NEXT[self.status]:
             raise IllegalTransition(f"instance {self.name}: {self.status} to {to}")
         self.status = to
-        self.history.append((self._clock.now(), to))
         if to is Status.RUNNING:
             self.started_at = self._clock.now()
         if to is Status.TERMINATED:

@@ -13,7 +13,6 @@ from typing import Any
 
 from aiohttp import web
 
-from .calls import Call
 from .cloud import Cloud
 from .errors import ApiError, invalid, not_emulated, not_found
 from .life import Life
@@ -41,19 +40,7 @@ class OsLoginCalls:
     async def serve(self, request: web.BaseRequest, caller: Life | None) -> web.Response:
         """A request whose path begins with ``PREFIX``; recorded like any other."""
         name, email, fingerprint = _find(request)
-        place = self._cloud.begin(
-            Call(
-                at=self._cloud.clock.now(),
-                service="oslogin",
-                method=request.method,
-                path=request.path,
-                query=dict(request.query),
-                body=None,
-                status=None,
-                name=name,
-                caller=caller.instance.name if caller else "",
-            )
-        )
+        place = self._cloud.begin_http("oslogin", name, request, caller)
         try:
             if not name:
                 raise not_emulated(f"oslogin: {request.method} {request.path}")

@@ -11,10 +11,10 @@ import re
 import google_crc32c
 from aiohttp import web
 
-from .calls import Call
+from . import strikes
 from .cloud import PROJECT_NUMBER, Cloud
-from .errors import ApiError, ReplyLost
-from .faults import FaultKind, answer_error
+from .errors import ApiError
+from .faults import FaultKind
 from .life import Life
 from .tokens import check_scope
 
@@ -35,34 +35,22 @@ class SecretManager:
         """Add a version."""
         self._versions.setdefault(name, []).append(value)
 
-    def serve(self, request: web.BaseRequest, caller: Life | None) -> web.Response | None:
+    async def serve(self, request: web.BaseRequest, caller: Life | None) -> web.Response | None:
         """None where the request is none of Secret Manager's. Raises ReplyLost."""
         match = _PATH.fullmatch(request.path)
         if match is None or request.method != "GET":
             return None
-        place = self._cloud.begin(
-            Call(
-                at=self._cloud.clock.now(),
-                service="secretmanager",
-                method=request.method,
-                path=request.path,
-                query=dict(request.query),
-                body=None,
-                status=None,
-                name=ACCESS,
-                caller=caller.instance.name if caller else "",
-            )
-        )
+        place = self._cloud.begin_http("secretmanager", ACCESS, request, caller)
         try:
             token = self._cloud.tokens.authenticate(request.headers.get("Authorization"))
             check_scope(token, "secretmanager", writes=False)
-            answer = web.json_response(self._access(*match.groups()))
+            answer = web.json_response(await self._access(*match.groups()))
         except ApiError as error:
             answer = web.json_response(error.body(), status=error.code)
         self._cloud.end(place, status=answer.status)
         return answer
 
-    def _access(self, project: str, secret: str, version: str) -> dict[str, object]:
+    async def _access(self, project: str, secret: str, version: str) -> dict[str, object]:
         fault = self._cloud.faults.take_answer(ACCESS, secret)
         if fault is not None and fault.kind is FaultKind.FORBIDDEN:
             raise ApiError(
@@ -72,8 +60,7 @@ class SecretManager:
                 f"'projects/{project}/secrets/{secret}/versions/{version}' (or it may not exist).",
                 status="PERMISSION_DENIED",
             )
-        if fault is not None:
-            raise answer_error(fault) or ReplyLost
+        await strikes.before(fault)
         name = f"projects/{PROJECT_NUMBER}/secrets/{secret}"
         versions = self._versions.get(secret, [])
         number = len(versions) if version == "latest" else int(version)
@@ -86,6 +73,7 @@ class SecretManager:
                 status="NOT_FOUND",
             )
         data = versions[number - 1].encode()
+        strikes.after(fault)
         return {
             "name": f"{name}/versions/{number}",
             "payload": {

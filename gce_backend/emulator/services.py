@@ -47,7 +47,7 @@ class Services:
         if request.path.startswith(os_login_calls.PREFIX):
             return await self._os_login.serve(request, caller)
         try:
-            if (secret := self.secrets.serve(request, caller)) is not None:
+            if (secret := await self.secrets.serve(request, caller)) is not None:
                 return secret
             if (answer := await self._permissions.serve(request)) is not None:
                 return answer

@@ -7,7 +7,6 @@ streamed in both directions.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,16 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from .calls import Call
+from . import strikes
 from .cloud import Cloud
-from .errors import ApiError, ReplyLost
-from .faults import Fault, FaultKind, answer_error
+from .errors import ApiError
+from .faults import Fault
 from .gcs_server import GcsServer
 from .life import Life
 from .objects import Objects, verbatim
 from .storage_calls import StorageCall, classify
 from .tokens import check_scope
-from .upload_calls import UploadCalls, lose_reply
+from .upload_calls import UploadCalls
 from .uploads import check_conditions
 
 _HOP_HEADERS = frozenset(
@@ -50,19 +49,7 @@ class StorageFront:
     async def serve(self, request: web.BaseRequest, caller: Life | None) -> web.StreamResponse:
         """Raises ReplyLost when a fault wants the connection to break."""
         call = classify(request.method, request.rel_url.raw_path)
-        place = self._cloud.begin(
-            Call(
-                at=self._cloud.clock.now(),
-                service="storage",
-                method=request.method,
-                path=request.path,
-                query=dict(request.query),
-                body=None,
-                status=None,
-                name=call.name,
-                caller=caller.instance.name if caller else "",
-            )
-        )
+        place = self._cloud.begin_http("storage", call.name, request, caller)
         status = 0
         try:
             answer = await self._answer(request, call)
@@ -87,20 +74,13 @@ class StorageFront:
         names = (call.bucket, f"{call.bucket}/{self._uploads.name(request)}")
         fault = await self._strike(call.name, names if call.is_upload else call.names)
         answer = await self._route(request, call)
-        lose_reply(fault)
+        strikes.after(fault)
         return answer
 
     async def _strike(self, name: str, names: tuple[str, ...]) -> Fault | None:
         """What an injected fault does before a call takes effect; gives it for the time after."""
         fault = self._cloud.faults.take_answer(name, *names)
-        if fault is None:
-            return None
-        if fault.kind is FaultKind.SLOW:
-            await asyncio.sleep(fault.seconds)
-        elif fault.kind is FaultKind.REPLY_LOST_BEFORE:
-            raise ReplyLost
-        elif (error := answer_error(fault)) is not None:
-            raise error
+        await strikes.before(fault)
         return fault
 
     async def _route(self, request: web.BaseRequest, call: StorageCall) -> web.StreamResponse:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from .errors import ApiError, ReplyLost, invalid
-from .faults import Fault, FaultKind
+from . import strikes
+from .errors import ApiError, invalid
+from .faults import Fault
 from .objects import Objects
 from .uploads import MultipartBody, Upload
 
@@ -60,7 +61,7 @@ class UploadCalls:
                 fault = await self._check_named(upload)
                 await upload.receive(aiter(pieces))
             answer = await self._finish(request, upload)
-            lose_reply(fault)
+            strikes.after(fault)
             return answer
         finally:
             upload.discard()
@@ -79,7 +80,7 @@ class UploadCalls:
         self._uploads[upload.identifier] = upload
         path = f"{request.rel_url.raw_path}?uploadType=resumable&upload_id={upload.identifier}"
         location = f"http://{request.headers.get('Host', request.host)}{path}"
-        lose_reply(fault)
+        strikes.after(fault)
         headers = {"Location": location, "X-GUploader-UploadID": upload.identifier}
         return web.Response(headers=headers)
 
@@ -145,9 +146,3 @@ class UploadCalls:
             return None  # has struck before
         names = (upload.bucket, f"{upload.bucket}/{upload.name}")
         return await self._strike("storage.objects.insert", names)
-
-
-def lose_reply(fault: Fault | None) -> None:
-    """Raises ReplyLost when that is what ``fault`` wants after the effect."""
-    if fault is not None and fault.kind is FaultKind.REPLY_LOST_AFTER:
-        raise ReplyLost

@@ -9,7 +9,7 @@ from .. import catalog, inserts, schema
 from ..clock import rfc3339
 from ..cloud import Cloud
 from ..doors import open_doors
-from ..errors import ApiError, already_exists, condition_not_met, invalid, not_ready
+from ..errors import already_exists, condition_not_met, invalid, not_ready
 from ..images import Image
 from ..instances import Instance, Status
 from ..life import Life
@@ -210,7 +210,7 @@ async def set_labels(cloud: Cloud, arguments: Arguments) -> Resource:
 async def simulate_maintenance_event(cloud: Cloud, arguments: Arguments) -> Resource:
     instance = find(cloud, arguments).instance
     if instance.status is not Status.RUNNING:
-        raise ApiError(400, "resourceNotReady", f"The resource '{instance.path}' is not ready")
+        raise not_ready(instance.path)
     return await _maintain_it(cloud, arguments)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import catalog, schema
 from ..cloud import Cloud
-from ..errors import ApiError, invalid_field, not_found
+from ..errors import ApiError, invalid_field, not_found, not_ready
 from ..instances import Status
 from ..life import Life
 from ..lists import aggregated, page
@@ -85,7 +85,7 @@ async def get_guest_attributes(cloud: Cloud, arguments: Arguments) -> Resource:
             "Guest attributes are not enabled: set enable-guest-attributes=TRUE in the metadata.",
         )
     if life.instance.status is not Status.RUNNING:
-        raise ApiError(400, "resourceNotReady", f"The resource '{life.instance.path}' is not ready")
+        raise not_ready(life.instance.path)
     query = arguments.query.get("variableKey") or arguments.query.get("queryPath", "")
     namespace, _, key = query.partition("/")
     items = [
