@@ -144,7 +144,7 @@ class Collector:
             try:
                 for path in _newest_first(results.state.work, name.rpartition("/")[2]):
                     if size in (None, path.stat().st_size):
-                        results.spool.put_file(bucket, name, path)
+                        results.spool.put_file(bucket, name, path, link=True)
                         self._log.say(f"{path.name}: its upload failed; taken from {path.parent}")
                         break
                 else:
@@ -166,7 +166,9 @@ class Collector:
         for path in kept:
             name = f"{root}/workdir/{path.relative_to(work).as_posix()}"
             try:
-                results.spool.put_file(bucket, name, path, unless_known=True)
+                results.spool.put_file(
+                    bucket, name, path, unless_known=True, link=reason == PREEMPTED
+                )
             except (OSError, RelayError) as error:
                 self._log.say(f"{path.name} of the working directory was not saved: {error}")
         if left_out:

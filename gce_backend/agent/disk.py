@@ -26,8 +26,11 @@ class Reserve:
     def __init__(self, path: Path) -> None:
         self._path = path
         if not path.exists() and shutil.disk_usage(path.parent).free > 4 * RESERVE_BYTES:
-            with path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            try:
+                with path.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            except OSError:  # a file system that cannot: then there is no reserve
+                self.release()
 
     def release(self) -> bool:
         """Give the room away; False when that was done before."""

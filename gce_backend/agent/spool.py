@@ -97,9 +97,19 @@ class Spool:
         return self._accept(Entry(number, bucket, name, size, md5))
 
     def put_file(
-        self, bucket: str, name: str, path: Path, *, unless_known: bool = False
+        self,
+        bucket: str,
+        name: str,
+        path: Path,
+        *,
+        unless_known: bool = False,
+        link: bool = False,
     ) -> Entry | None:
-        """Like :meth:`put`, with a file that nobody changes any more: it is linked, not copied."""
+        """Like :meth:`put`. With ``link`` the file is not copied: quicker, and needs no room; but
+        whoever changed it from now on would spoil the upload."""
+        if not link:
+            with path.open("rb") as file:
+                return self.put(bucket, name, file.read, unless_known=unless_known)
         md5 = hash_file(path, "md5")
         if unless_known and self._knows(md5):
             return None

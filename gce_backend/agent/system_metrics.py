@@ -34,15 +34,19 @@ class Sampler:
         self._cpu = self._cpu_times()
         self._network = self._network_bytes()
 
-    def sample(self) -> dict[str, float]:
-        """Values by their names in MLflow; what this machine does not tell is left out."""
+    def sample(self, *, gpus: bool = True) -> dict[str, float]:
+        """Values by their names in MLflow; what this machine does not tell is left out.
+
+        Without ``gpus`` at once; a GPU nobody uses yet may take seconds to answer.
+        """
         values: dict[str, float] = {}
         for read in (self._read_cpu, self._read_memory, self._read_disk, self._read_network):
             try:
                 values.update(read())
             except (OSError, ValueError, KeyError, IndexError, ZeroDivisionError):
                 continue  # an unusual kernel must not cost the other values
-        values.update(self._read_gpus())
+        if gpus:
+            values.update(self._read_gpus())
         return {f"{PREFIX}{name}": value for name, value in values.items()}
 
     def _read_cpu(self) -> dict[str, float]:
@@ -89,7 +93,7 @@ class Sampler:
                 text=True,
                 timeout=_GPU_PATIENCE_S,
             )
-        except (OSError, subprocess.TimeoutExpired):
+        except (OSError, ValueError, subprocess.TimeoutExpired):
             return {}
         values: dict[str, float] = {}
         for line in done.stdout.splitlines():
@@ -106,16 +110,15 @@ class Sampler:
         return float(sum(fields) - idle), float(sum(fields))
 
     def _network_bytes(self) -> tuple[int, int]:
-        try:
-            lines = (self._proc / "net" / "dev").read_text().splitlines()[2:]
-        except OSError:
-            return 0, 0
         received = sent = 0
-        for line in lines:
-            name, _, numbers = line.partition(":")
-            if name.strip() != "lo":
-                fields = numbers.split()
-                received, sent = received + int(fields[0]), sent + int(fields[8])
+        try:
+            for line in (self._proc / "net" / "dev").read_text().splitlines()[2:]:
+                name, _, numbers = line.partition(":")
+                if name.strip() != "lo":
+                    fields = numbers.split()
+                    received, sent = received + int(fields[0]), sent + int(fields[8])
+        except (OSError, ValueError, IndexError):
+            return 0, 0
         return received, sent
 
     def _first_line(self, name: str) -> str:

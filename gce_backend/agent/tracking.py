@@ -66,7 +66,7 @@ class Tracking:
     def system_metrics(self, interval: float) -> SystemMetrics:
         """What logs the machine's state on the run; a trainer's own of that kind is left out."""
         sampler = Sampler()
-        self._api.repeats.own = frozenset(sampler.sample())
+        self._api.repeats.own = frozenset(sampler.sample(gpus=False))
         known = self._api.state.main.metrics
         last = [known[key].latest(key)["step"] for key in self._api.repeats.own if key in known]
         return SystemMetrics(sampler, self._log_system_metrics, interval, max(last, default=-1) + 1)

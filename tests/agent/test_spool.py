@@ -94,12 +94,12 @@ def test_a_file_nobody_changes_any_more_is_taken_in_without_a_copy(tmp_path: Pat
     spool = Spool(tmp_path / "spool")
     put(spool, "there", b"known")
 
-    entry = spool.put_file("b", "model.pt", file)
+    entry = spool.put_file("b", "model.pt", file, link=True)
 
     assert entry is not None and (entry.size, entry.md5) == (7, hashlib.md5(b"weights").hexdigest())
     assert spool.path(entry.number).samefile(file)
     file.write_bytes(b"known")
-    assert spool.put_file("b", "again", file, unless_known=True) is None
+    assert spool.put_file("b", "again", file, unless_known=True, link=True) is None
 
 
 def test_the_same_bytes_are_kept_once_when_asked(tmp_path: Path) -> None:
