@@ -124,7 +124,6 @@ class Attempts:
                 "bills, and its checkpoint is in the bucket. To go on, run:\n"
                 f"  mlflow-gce attach {submission.run_id}"
             ) from error
-        interrupts.defer()
         self.no_longer_waiting(submission.run_id)
         return found
 

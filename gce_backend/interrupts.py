@@ -78,9 +78,10 @@ class Interrupts:
                 os.close(end)
             self._pipe = None
 
-    def defer(self, deferred: bool = True) -> None:
-        """As ``deferred``, from now on (or no longer)."""
-        self._deferred = deferred
+    def defer(self, deferred: bool = True) -> bool:
+        """As ``deferred``, from now on (or no longer). Returns how it was before."""
+        before, self._deferred = self._deferred, deferred
+        return before
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -13,7 +13,8 @@ from gce_backend.polling import retry
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Tracking
 
-# Half of what the agent takes for a piece of the journal; a GET that finds nothing costs $0.0000004.
+# Half of what the agent takes for a piece of the journal; a GET that finds nothing costs next to
+# nothing ($0.0000004).
 _PAUSE_SECONDS = 0.5
 _MOST_PAUSE_SECONDS = 15.0
 

@@ -139,12 +139,12 @@ class InstanceRequest:
             ssh_key=self._ssh_key(submission),
         )
         # From here on there is something to detach from: signals leave a wish, also after this.
-        self._interrupts.defer()
+        before = self._interrupts.defer()
         try:
             with self._deleted_on_error(submission):
                 self._compute.insert(zone, body)
         except BaseException:
-            self._interrupts.defer(False)
+            self._interrupts.defer(before)
             raise
         self._console.phase("created", time.time() - now, submission.resource)
         return submission

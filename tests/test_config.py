@@ -182,7 +182,7 @@ def test_machine_may_be_an_ordered_list(tmp_path, given):
 
 
 def test_every_machine_of_a_list_must_be_offered_where_asked(tmp_path):
-    with pytest.raises(ConfigError, match="a2-highgpu-1g.*not offered"):
+    with pytest.raises(ConfigError, match=r"a2-highgpu-1g.*not offered"):
         settings(tmp_path, parameters={"machine": "[l4,a100]", "gce.zones": "[europe-west1-b]"})
 
 

@@ -34,6 +34,16 @@ def test_before_an_instance_was_asked_for_a_signal_ends_the_command(number):
     assert caught.value.exit_code == 128 + number
 
 
+def test_what_was_deferred_before_is_again():
+    with Interrupts() as interrupts, interrupts.deferred():
+        before = interrupts.defer()
+        interrupts.defer(before)
+
+        signal.raise_signal(signal.SIGTERM)
+
+        assert interrupts.detach_exit_code == 128 + signal.SIGTERM
+
+
 def test_a_signal_wakes_the_sleeper():
     with Interrupts() as interrupts, interrupts.deferred():
         os.kill(os.getpid(), signal.SIGINT)
