@@ -11,7 +11,14 @@ from .entities import Json
 MAX_ITEMS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
 
 _METRIC_FIELDS = (
-    *("key", "value", "timestamp", "step", "model_id", "dataset_name", "dataset_digest", "run_id"),
+    "key",
+    "value",
+    "timestamp",
+    "step",
+    "model_id",
+    "dataset_name",
+    "dataset_digest",
+    "run_id",
 )
 
 
