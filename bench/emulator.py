@@ -1,4 +1,4 @@
-"""The emulator: seconds to start, and a listing of 200 living instances against one of none.
+"""The emulator: seconds to start and to stop, and a listing of 200 instances against one of none.
 
     python bench/emulator.py
 
@@ -51,6 +51,8 @@ def main() -> None:
             f"list: {median(full):.1f} ms with {MANY} instances, {median(empty):.1f} ms with none "
             f"(ratio {median(full) / median(empty):.1f})"
         )
+        stopping = time.perf_counter()
+    print(f"stop with {MANY} instances: {time.perf_counter() - stopping:.2f} s")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Services:
             )
         except ReplyLost:
             return self._break(request)
-        text = "" if reply.body is None else json.dumps(reply.body, indent=2)
+        text = "" if reply.body is None else json.dumps(reply.body)
         return web.Response(status=reply.status, text=text, content_type="application/json")
 
     async def _batch(self, request: web.BaseRequest, caller: Life | None) -> web.StreamResponse:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import requests
-from discovery import methods
+from discovery import check_answers, methods
 
 from gce_backend.emulator import Emulator
 
@@ -211,6 +212,16 @@ def test_an_unknown_method_is_a_501_with_its_name(api: Api) -> None:
 
     assert answer.status_code == 501
     assert answer.json()["error"]["message"] == "compute.firewalls.list is not emulated"
+
+
+def test_a_made_up_answer_would_be_noticed(emulator: Emulator, api: Api) -> None:
+    requests.get(f"{api.zone}/instances", timeout=30)
+    genuine = emulator.calls[-1]
+    check_answers([genuine])
+    with pytest.raises(AssertionError):
+        check_answers([replace(genuine, answer={"items": [{"colour": "red"}]})])
+
+    assert Emulator.__exit__.__name__ == "leave_and_check"  # so every emulator is checked
 
 
 def test_every_emulated_method_is_one_of_the_document() -> None:
