@@ -1,6 +1,6 @@
 """Metric points that the trainer logs although they are there already.
 
-Two kinds. An attempt that continues from a checkpoint does the work since that checkpoint again
+Two kinds. A trainer that continues from a checkpoint does the work since that checkpoint again
 and logs it with new times: for the store these would be further points, and the run's curves
 would run twice over the same steps. The first point stays, since a store cannot take one back.
 And MLflow's own system metrics, switched on in the trainer, would stand beside the agent's.
@@ -16,12 +16,12 @@ class Repeats:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
-        # What earlier attempts logged: by metric and step, the time and the value.
+        # What trainers before this one logged: by metric and step, the time and the value.
         self._earlier: dict[str, dict[int, tuple[int, float]]] = {}
         self.own: frozenset[str] = frozenset()  # metrics that the agent logs itself
 
     def remember(self, run: Run) -> None:
-        """What ``run`` has now was logged by earlier attempts.
+        """What ``run`` has now was logged by a trainer before the present one.
 
         Only steps with one point: a metric that is logged without steps has all its points at
         step 0, and which of them come again cannot be told.

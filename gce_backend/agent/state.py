@@ -37,6 +37,7 @@ class Memory:
     phases: list[dict[str, str | float]] = field(default_factory=list)
     bin_directory: str = ""  # of the trainer's environment, once it is made; "" is the image's own
     environment_ready: bool = False
+    trainer_seq: int = 0  # the journal's last record when the trainer was started, the last time
     restored: bool = False  # an earlier attempt's files are back in the working directory
     may_delete: bool | None = None  # this instance, itself; None until it was asked
     ending: Ending | None = None

@@ -34,10 +34,12 @@ class Tracking:
         self._journal = Journal(state.journal, last_seq, self._reserve.release)
         self._locations = Locations(spec.experiment_location)
         self._api = TrackingApi(known, self._journal, self._locations)
-        if last_seq:
+        if last_seq == state.memory.trainer_seq:
             self._api.repeats.remember(known.main)
         for record in self._journal.records():
             known.apply(record)
+            if record["seq"] == state.memory.trainer_seq:
+                self._api.repeats.remember(known.main)
         self._artifacts = ArtifactApi(spool, storage, self._locations, self._api.lookup)
 
     @property
@@ -62,6 +64,13 @@ class Tracking:
         self._state.save()
         relay.start()
         return relay
+
+    def new_trainer(self) -> None:
+        """A trainer is about to start. What is known by now was logged by one before it: by an
+        earlier attempt's, or on this disk before a reboot."""
+        self._state.memory.trainer_seq = self._journal.last_seq
+        self._state.save()
+        self._api.repeats.remember(self._api.state.main)
 
     def system_metrics(self, interval: float) -> SystemMetrics:
         """What logs the machine's state on the run; a trainer's own of that kind is left out."""

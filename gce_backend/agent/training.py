@@ -85,6 +85,7 @@ class Training:
         found = trainer.find()
         if not found:
             self._prepare()
+            tracking.new_trainer()
             tracking.trainer_begins()
         with self._served(tracking, trainer) as url:
             self._enter("running")

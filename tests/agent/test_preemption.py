@@ -114,6 +114,32 @@ def test_the_next_attempt_goes_on_from_what_was_saved(instance: TestInstance) ->
     assert not [name for name in listed if "/workdir/" in name], "nothing of it is uploaded again"
 
 
+def test_a_trainer_started_again_after_a_reboot_leaves_one_history_too(
+    instance: TestInstance,
+) -> None:
+    """Also when the agent dies after that."""
+    instance.submit(
+        "if mkdir first; then python train.py 1 2 3; sleep 60; fi; "
+        "until [ -e enough ]; do sleep 0.1; done; python train.py 3 4",
+        {"train.py": LOGGING},
+    )
+    instance.start()
+    wait_for(lambda: "logged 3" in instance.log, "the first trainer has logged")
+    instance.reboot()
+    instance.start()
+    note = instance.state / "trainer" / "intent"
+    wait_for(lambda: "the boot before" not in note.read_text(), "it is started again")
+    wait_for((instance.state / "trainer" / "process").exists, "and noted")
+    instance.kill()
+    instance.start()
+    wait_for(lambda: "the trainer went on" in instance.console, "the agent is back")
+    (instance.state / "work" / "enough").touch()
+
+    assert instance.wait()["end_reason"] == "succeeded"
+    logged = [r["body"]["step"] for r in instance.journal if r["path"] == "runs/log-metric"]
+    assert logged == [1, 2, 3, 4]
+
+
 # Logs the steps given as arguments, at the present time.
 LOGGING = """
 import json, os, sys, time, urllib.request
