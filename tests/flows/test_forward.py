@@ -68,6 +68,7 @@ def test_a_run_whose_client_was_killed_is_complete_on_a_remote_server(cloud, doo
     assert run.info.end_time > run.info.start_time
     history = store.get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == list(range(1, 31))
+    assert {"gce/seconds_training", "gce/cost_usd"} < set(run.data.metrics)
     (child,) = store.search_runs(experiments, "tags.`mlflow.runName` = 'child'")
     text = cloud.read(f"{child.info.artifact_uri.split('/', 3)[3]}/child.txt")
     assert len(text) == 32 and text.decode() != child.info.run_id  # it saw the provisional id
