@@ -17,6 +17,7 @@ from gce_backend.tracking import Tracking
 # nothing ($0.0000004).
 _PAUSE_SECONDS = 0.5
 _MOST_PAUSE_SECONDS = 15.0
+_HOLD_SECONDS = 5.0
 
 
 class LiveSync:
@@ -55,7 +56,8 @@ class LiveSync:
         pause, told_running = _PAUSE_SECONDS, False
         while not self._stop.wait(pause):
             try:
-                self._applier.apply_new(patience=0)  # another client may follow too
+                # Another client may follow too, or the instance apply it itself.
+                self._applier.apply_new(patience=0, hold=_HOLD_SECONDS)
                 if self._running.is_set() and not told_running:
                     self._tracking.set_running(self._run_id)
                     told_running = True
@@ -66,6 +68,7 @@ class LiveSync:
             else:
                 self._came_back()
                 pause = _PAUSE_SECONDS
+        self._applier.let_go()
 
     def _went_away(self, error: Exception) -> None:
         if not self._is_away:

@@ -65,27 +65,32 @@ class JournalApplier:
         self._ids = ProvisionalIds(self._store)
         self._known_position = -1  # the position at which self._ids was up to date
         self._lease = Lease(storage, paths.sync_lock)
-        self._depth = 0  # of blocks that hold the lease
+        self._depth = 0  # of blocks that need the lease
+        self._holds = False
+        self._hold_until = 0.0  # by the monotonic clock
         self._redo_after: int | None = None  # applied further while the lease was lost
         # What the store did not accept, since this object was made; the run's tag counts on.
         self.refused: list[Refusal] = []
         self._pending: list[Refusal] = []  # found, and not yet on the tag
         self._teller = Teller(warn)
 
-    def apply_new(self, *, patience: float = 120.0) -> int:
+    def apply_new(self, *, patience: float = 120.0, hold: float = 0.0) -> int:
         """Apply what has come to the bucket since the last call, or anybody's last call.
 
         Args:
             patience: seconds to wait while another client applies it; with 0 it is left to that
                 client, and nothing is raised.
+            hold: seconds for which the right to apply is kept for further calls, since one name in
+                the bucket takes about one write a second; `let_go` ends it.
 
         Returns:
             The number of records that are now in the store or set aside as refused.
         """
         with self._lock, brief_retries():
             if not self._has_new():
+                self._give_back_in_time()
                 return 0
-            with self._alone(patience) as is_ours:
+            with self._alone(patience, hold) as is_ours:
                 records = 0
                 while is_ours and (number := self._apply_some()) is not None:
                     records += number
@@ -110,6 +115,12 @@ class JournalApplier:
             self._finalize_models()
             return records
 
+    def let_go(self) -> None:
+        """Let others apply the journal at once, after calls with ``hold``."""
+        with self._lock:
+            self._hold_until = 0.0
+            self._give_back_in_time()
+
     def set_final_status(self, status: str, end_time_ms: int) -> None:
         """Write how the run ended, overriding whatever the trainer said.
 
@@ -131,20 +142,34 @@ class JournalApplier:
     # ------------------------------------------------------------------ one at a time
 
     @contextmanager
-    def _alone(self, patience: float) -> Iterator[bool]:
+    def _alone(self, patience: float, hold: float = 0.0) -> Iterator[bool]:
         """Hold the lease, or wait for it; False if another has it and there is no patience."""
-        if self._depth == 0 and not self._taken(patience):
-            yield False
-            return
+        if self._depth == 0:
+            if not self._taken(patience, hold):
+                yield False
+                return
+            if hold == 0:
+                self._hold_until = 0.0
         self._depth += 1
         try:
             yield True
         finally:
             self._depth -= 1
-            if self._depth == 0:
-                self._lease.give_back()
+            self._give_back_in_time()
 
-    def _taken(self, patience: float) -> bool:
+    def _give_back_in_time(self) -> None:
+        if self._holds and self._depth == 0 and time.monotonic() >= self._hold_until:
+            self._holds = False
+            self._lease.give_back()
+
+    def _taken(self, patience: float, hold: float) -> bool:
+        if self._holds:
+            try:
+                self._lease.check()
+                return True
+            except LeaseLost:  # between two calls, so nothing was written meanwhile
+                self._holds = False
+                self._lease.give_back()
         end = time.monotonic() + patience
         while not self._lease.take():
             if patience <= 0:
@@ -158,6 +183,7 @@ class JournalApplier:
                 busy.transient = True
                 raise busy
             time.sleep(_LEASE_PAUSE_SECONDS)
+        self._holds, self._hold_until = True, time.monotonic() + hold
         return True
 
     # ------------------------------------------------------------------ segments

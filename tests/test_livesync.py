@@ -52,6 +52,9 @@ def test_what_a_driver_raises_does_not_end_the_thread(monkeypatch):
                 raise raised.pop(0)
             went_on.set()
 
+        def let_go(self):
+            pass
+
     told = []
     with LiveSync(Applier(), None, "run", told.append):
         assert went_on.wait(20)

@@ -307,6 +307,26 @@ def test_two_processes_that_apply_one_journal_do_each_part_once_and_in_order(
     assert not trained.storage.exists(trained.paths.sync_lock)
 
 
+def test_a_client_that_follows_keeps_the_lease_for_a_while_and_lets_go(run: SyncedRun) -> None:
+    live, other = applier(run), applier(run)
+    run.put_journal([metric(run, "m", 1.0, 1)], first=1)
+    assert live.apply_new(patience=0, hold=60) == 1
+    run.put_journal([metric(run, "m", 2.0, 2)], first=2)
+
+    assert other.apply_new(patience=0) == 0
+    held = run.storage.info(run.paths.sync_lock)
+    assert live.apply_new(patience=0, hold=60) == 1
+    assert run.storage.info(run.paths.sync_lock) == held
+    live.let_go()
+    run.put_journal([metric(run, "m", 3.0, 3)], first=3)
+    assert other.apply_new(patience=0) == 1
+
+    run.put_journal([metric(run, "m", 4.0, 4)], first=4)
+    assert live.apply_new(patience=0, hold=60) == 1
+    live.finish()  # which keeps nothing
+    assert not run.storage.exists(run.paths.sync_lock)
+
+
 def test_what_was_written_while_the_lease_was_lost_is_written_again(
     run: SyncedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
