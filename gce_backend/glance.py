@@ -34,7 +34,7 @@ def glance(project: str, *, say: Callable[[str], None], except_run: str = "") ->
     if os.environ.get(SWITCH, "").lower() not in ("false", "0"):
         with contextlib.suppress(OSError):  # a courtesy; `mlflow-gce reap` is what reports
             process = subprocess.Popen(
-                [sys.executable, "-m", "gce_backend.glance", project, except_run],
+                [sys.executable, "-P", "-m", "gce_backend.glance", project, except_run],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ google-auth's session takes a tenth of that. Errors are those of ``compute.py``.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from gce_backend.compute_errors import is_transient, translated
@@ -54,18 +55,26 @@ class Rest:
         """Any method, repeated while the error is one that passes."""
 
         def once() -> dict[str, Any]:
-            from google.api_core.exceptions import from_http_response
-
             response = self._session.request(
                 method, self._base + path, params=query, json=body, timeout=_CALL_SECONDS
             )
             if not response.ok:
-                raise from_http_response(response)  # type: ignore[no-untyped-call]
+                raise _error(response)
             answer: dict[str, Any] = response.json() if response.content else {}
             return answer
 
         with translated(what):
             return retry(once, is_transient=is_transient, seconds=self._retry_seconds)
+
+
+def _error(response: Any) -> Exception:
+    """google-api-core's exception for a response, with the server's own sentence alone."""
+    from google.api_core.exceptions import from_http_response
+
+    error: Exception = from_http_response(response)  # type: ignore[no-untyped-call]
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        error.message = response.json()["error"]["message"]  # type: ignore[attr-defined]
+    return error
 
 
 def open_session(*, anonymous: bool) -> Any:

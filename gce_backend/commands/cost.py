@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _MOST = 10_000
 _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 _COLUMNS = [
-    Column("RUN", keep=True),
+    Column("RUN"),
     Column("NAME"),
-    Column("STARTED"),
-    Column("MACHINE"),
+    Column("STARTED", drop=1),
+    Column("MACHINE", drop=2),
     Column("STATUS"),
     Column("TIME", right=True),
     Column("COST", right=True),

@@ -12,6 +12,7 @@ from gce_backend.commands.answering import guarded
 from gce_backend.commands.lines import print_json
 from gce_backend.commands.options import JSON, TRACKING_URI
 from gce_backend.commands.settings import PARAMETERS, backend_parameters
+from gce_backend.commands.tables import styled
 
 if TYPE_CHECKING:
     from gce_backend.doctor import Doctor
@@ -45,7 +46,7 @@ def doctor(
         if as_json:
             continue
         state = finding.state.value
-        mark = click.style(f"{state:<8}", fg=_COLOURS.get(state), bold=state == "FAILED")
+        mark = styled(f"{state:<8}", fg=_COLOURS.get(state), bold=state == "FAILED")
         click.echo(f"{mark}  {finding.name}: {finding.detail}")
         if finding.remedy and state in ("FAILED", "warning"):
             for line in finding.remedy.splitlines():

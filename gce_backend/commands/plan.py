@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gce_backend.config import Settings
 
 _COLUMNS = [
-    Column("MACHINE", keep=True),
-    Column("ZONE", keep=True),
+    Column("MACHINE"),
+    Column("ZONE"),
     Column("ON DEMAND/h", right=True),
     Column("SPOT/h", right=True),
     Column("AT MOST", right=True),

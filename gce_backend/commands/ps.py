@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
     from gce_backend.overview import Standing
 
 _COLUMNS = [
-    Column("RUN", keep=True),
+    Column("RUN"),
     Column("NAME"),
     Column("PHASE"),
-    Column("MACHINE"),
-    Column("ZONE"),
+    Column("MACHINE", drop=3),
+    Column("ZONE", drop=2),
     Column("AGE", right=True),
-    Column("DEADLINE", right=True),
+    Column("DEADLINE", right=True, drop=1),
     Column("COST", right=True),
-    Column("NOTE"),
 ]
+_NOTE = Column("NOTE")
 _ENDED_SHOWN = 20
 
 
@@ -54,8 +55,7 @@ def ps(
     if as_json:
         print_json(rows)
     elif rows:
-        print_table(_COLUMNS, [_cells(row) for row in rows])
-        _advise(shown)
+        _print(rows)
     else:
         click.echo(f"no instances of mlflow-gce exist in project {place.project}")
 
@@ -84,9 +84,8 @@ def _ended(tracking_uri: str | None) -> list[dict[str, Any]]:
             "deadline": None,
             "cost_usd": run.cost_usd,
             "orphan": False,
-            "note": ""
-            if run.is_over
-            else f"its end is not in the store: mlflow-gce sync {run.run_id[:8]}",
+            "note": "" if run.is_over else "its instance is gone, its end not in the store",
+            "command": "" if run.is_over else f"mlflow-gce sync {run.run_id}",
         }
         for run in latest_runs(tracking_uri, _ENDED_SHOWN)
     ]
@@ -111,13 +110,14 @@ def _as_json(each: Standing) -> dict[str, Any]:
         "orphan": each.is_orphan,
         "verdict": each.verdict.fate.value,
         "note": _note(each),
+        "command": "mlflow-gce reap" if each.is_orphan else each.verdict.command,
     }
 
 
 def _note(each: Standing) -> str:
     if each.is_orphan:
-        return f"!orphan: {each.verdict.why}"
-    return "" if each.verdict.fate.value in ("working", "proven") else f"!{each.verdict.why}"
+        return f"orphan: {each.verdict.why}"
+    return "" if each.verdict.fate.value in ("working", "proven") else each.verdict.why
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -130,7 +130,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
         duration(row["age"]),
         _left(row["deadline"]),
         usd(row["cost_usd"]),
-        row["note"],
     ]
 
 
@@ -141,11 +140,14 @@ def _left(deadline: float | None) -> str:
     return f"in {duration(left)}" if left > 0 else "passed"
 
 
-def _advise(shown: list[Standing]) -> None:
-    for each in shown:
-        if each.is_orphan:
-            click.echo("orphans are deleted by: mlflow-gce reap")
-            break
-    for each in shown:
-        if each.verdict.command and not each.is_orphan:
-            click.echo(f"{each.instance.run_id[:8]}: {each.verdict.command}")
+def _print(rows: list[dict[str, Any]]) -> None:
+    """On a terminal, notes stand below the table, where there is room for them."""
+    if not sys.stdout.isatty():
+        print_table([*_COLUMNS, _NOTE], [[*_cells(row), row["note"]] for row in rows])
+        return
+    print_table(_COLUMNS, [_cells(row) for row in rows], [bool(row["note"]) for row in rows])
+    for row in rows:
+        if row["note"]:
+            click.echo(f"{row['run_id'][:8]}: {row['note']}")
+            if row.get("command"):
+                click.echo(f"  {row['command']}")

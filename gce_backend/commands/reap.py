@@ -73,6 +73,8 @@ def describe(outcome: Outcome, *, dry_run: bool = False) -> str:
     if verdict.deletes:
         delete = f"gcloud compute instances delete {here.where}"
         return f"{name}  NOT deleted, though {verdict.why}: {outcome.error}. Run:\n  {delete}"
+    if verdict.fate.value == "working":
+        return f"{name}  left alone: it {verdict.why}"
     what = f"{name}  {verdict.fate.value}: {outcome.error or verdict.why}"
     return f"{what}. See:\n  {verdict.command}" if verdict.command else what
 

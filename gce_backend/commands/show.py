@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gce_backend.submission import Submission
 
 _HISTORY = [
-    Column("AT", keep=True),
+    Column("AT"),
     Column("ATTEMPT", right=True),
     Column("PHASE"),
     Column("ZONE"),

@@ -1,58 +1,86 @@
-"""Tables: drawn by rich on a terminal, tab-separated plain text into a pipe."""
+"""Tables and facts: laid out for the width of a terminal, tab-separated into a pipe."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import click
+
+_GAP = "  "
 
 
 @dataclass(frozen=True)
 class Column:
     """Args:
     right: numbers stand under each other.
-    keep: never shortened on a narrow terminal.
+    drop: on a terminal that is too narrow, the columns with the highest go first; 0 stays.
     """
 
     title: str
     right: bool = False
-    keep: bool = False
+    drop: int = 0
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """``rows``: one cell for each column; the first word of a cell may carry a mark such as ``!``.
+def print_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()
+) -> None:
+    """``rows``: one cell for each column.
 
-    A pipe gets one line a row, cells separated by tabs, no header shortened and no colour.
+    Args:
+        marked: rows to show in red.
+
+    A pipe gets one line a row, its cells separated by tabs, whole.
     """
     if not sys.stdout.isatty():
-        click.echo("\t".join(column.title for column in columns))
-        for row in rows:
+        for row in [[column.title for column in columns], *rows]:
             click.echo("\t".join(row))
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    widths = [
+        max(len(cell) for cell in cells)
+        for cells in zip([column.title for column in columns], *rows, strict=True)
+    ]
+    shown = _fitting(columns, widths, shutil.get_terminal_size().columns)
+    titles = [column.title for column in columns]
+    click.echo(styled(_line(titles, columns, widths, shown), bold=True))
+    for number, row in enumerate(rows):
+        line = _line(row, columns, widths, shown)
+        is_marked = number < len(marked) and marked[number]
+        click.echo(styled(line, fg="red") if is_marked else line)
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis" if not column.keep else "fold",
-        )
-    for row in rows:
-        style = "bold red" if any(cell.startswith("!") for cell in row) else ""
-        table.add_row(*(Text(cell) for cell in row), style=style)
-    Console(highlight=False).print(table)
+
+def _fitting(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
+    """The columns that have room, by number."""
+    shown = list(range(len(columns)))
+    droppable = sorted((n for n in shown if columns[n].drop), key=lambda n: -columns[n].drop)
+    for number in droppable:
+        if sum(widths[n] for n in shown) + len(_GAP) * (len(shown) - 1) <= room:
+            break
+        shown.remove(number)
+    return shown
+
+
+def _line(
+    cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]
+) -> str:
+    padded = (
+        cells[n].rjust(widths[n]) if columns[n].right else cells[n].ljust(widths[n]) for n in shown
+    )
+    return _GAP.join(padded).rstrip()
+
+
+def styled(text: str, **style: Any) -> str:
+    """``text`` in that style, unless https://no-color.org asks for none."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
 
 
 def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
     """A titled list of names and values, the values in one column; long ones are not cut."""
-    click.secho(title, bold=True)
+    click.echo(styled(title, bold=True))
     width = max((len(name) for name, _ in facts), default=0) + 1
     for name, value in facts:
         first, *rest = value.splitlines() or [""]

@@ -32,9 +32,8 @@ def test_each_instance_in_its_phase(cloud):
     assert 0 < rows[training]["cost_usd"] < 0.01 < rows[training]["usd_per_hour"] < 0.2
     assert rows[stopped]["cost_usd"] is None
     assert {row["run_id"] for row in cloud.json("ps", "--mine")} == set(rows) - {kept}
-    text = cloud.run("ps").stdout
-    assert "orphans are deleted by: mlflow-gce reap" in text
-    assert f"{kept[:8]}: mlflow-gce rescue {kept}" in text
+    assert rows[kept]["command"] == f"mlflow-gce rescue {kept}"
+    assert rows[orphan]["command"] == "mlflow-gce reap"
 
 
 def test_no_instances_and_no_answer(cloud):
