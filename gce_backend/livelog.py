@@ -20,9 +20,17 @@ from gce_backend.errors import (
     GceBackendError,
     InstanceNotFound,
     SshUnavailable,
+    StorageError,
 )
 from gce_backend.ssh import Connection
-from gce_backend.ssh_frames import ALIVE_SECONDS, FOLLOW, STATE_DIRECTORY, command, frames
+from gce_backend.ssh_frames import (
+    ALIVE_SECONDS,
+    FOLLOW,
+    STATE_DIRECTORY,
+    command,
+    first_piece,
+    frames,
+)
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 
@@ -65,11 +73,7 @@ class LiveLog:
         self._patience = _BOOT_PATIENCE_SECONDS
 
     def __enter__(self) -> LiveLog:
-        if self._access is not None and not self._console.is_quiet:
-            self._thread = threading.Thread(
-                target=self._follow, args=(self._access,), daemon=True, name="live-log"
-            )
-            self._thread.start()
+        self._begin_live()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,6 +96,13 @@ class LiveLog:
         """
         self._end_live()
         self._show_from_bucket()
+
+    def go_on(self, submission: Submission, access: Access | None) -> None:
+        """The run goes on: its instance was started again, or another attempt was made."""
+        self._end_live()
+        self._submission, self._access = submission, access
+        self._silent_since, self._patience = time.monotonic(), _BOOT_PATIENCE_SECONDS
+        self._begin_live()
 
     # ------------------------------------------------------------------ the bucket
 
@@ -125,27 +136,35 @@ class LiveLog:
 
     # ------------------------------------------------------------------ SSH
 
-    def _follow(self, access: Access) -> None:
+    def _begin_live(self) -> None:
+        self._stop = threading.Event()  # a new one: a thread that is slow to end keeps its own
+        if self._access is not None and not self._console.is_quiet:
+            self._thread = threading.Thread(
+                target=self._follow, args=(self._access, self._stop), daemon=True, name="live-log"
+            )
+            self._thread.start()
+
+    def _follow(self, access: Access, stop: threading.Event) -> None:
         """Connect again and again; ends with the run, or on what no patience mends."""
         pause = _FIRST_PAUSE
-        while not self._stop.is_set():
+        while not stop.is_set():
             try:
                 with self._connected(access) as connection:
-                    self._stream(connection)
+                    self._stream(connection, stop)
             except InstanceNotFound:
                 pass  # the follower finds out, and knows what it means
-            except (SshUnavailable, AuthenticationRefused, ComputeError) as error:
+            except (SshUnavailable, AuthenticationRefused, ComputeError, StorageError) as error:
                 # A key that is refused may not have been entered yet: the instance boots.
-                self._tell_late(error)
+                self._tell_late(error, stop)
             except GceBackendError as error:
                 self._lose()
-                self._tell(error)
+                self._tell(error, stop)
                 return
             except Exception as error:  # whatever breaks here, the run is followed on
-                self._tell_late(SshUnavailable(f"the log's SSH session broke: {error!r}"))
+                self._tell_late(SshUnavailable(f"the log's SSH session broke: {error!r}"), stop)
             if self._lose():
                 pause = _FIRST_PAUSE
-            self._stop.wait(pause)
+            stop.wait(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     @contextlib.contextmanager
@@ -157,17 +176,37 @@ class LiveLog:
             finally:
                 self._connection = None
 
-    def _stream(self, connection: Connection) -> None:
+    def _stream(self, connection: Connection, stop: threading.Event) -> None:
+        base = self._base(connection, stop)
         at = self._shown
-        words = (f"{STATE_DIRECTORY}/run.log", str(at), str(ALIVE_SECONDS))
+        words = (f"{STATE_DIRECTORY}/run.log", str(at - base), str(ALIVE_SECONDS))
         channel = connection.start(command(FOLLOW, *words))
         for data in frames(channel, connection.instance):
-            if self._stop.is_set():
+            if stop.is_set():
                 return
             self._is_live = True
             self._show(at, data)
             at += len(data)
         raise SshUnavailable(f"instance {connection.instance!r} ended the log's session")
+
+    def _base(self, connection: Connection, stop: threading.Event) -> int:
+        """Where the instance's file begins in the run's log: behind what earlier attempts left.
+
+        Comes back once all of that has been shown, from the bucket.
+        """
+        if self._submission.attempt == 1:
+            return 0
+        while not (first := first_piece(connection)):
+            if stop.wait(_FIRST_PAUSE):
+                return 0
+        paths = self._submission.paths
+        earlier = {paths.log(number) for number in range(1, first)}
+        listed = self._storage.list(paths.log_dir)
+        base = sum(info.size for info in listed if info.name in earlier)
+        while self._shown < base:
+            if stop.wait(_FIRST_PAUSE):
+                return 0
+        return base
 
     def _lose(self) -> bool:
         """From now on the bucket's turn; False when it was before."""
@@ -176,13 +215,13 @@ class LiveLog:
             self._silent_since, self._patience = time.monotonic(), _LOSS_PATIENCE_SECONDS
         return was_live
 
-    def _tell_late(self, error: GceBackendError) -> None:
+    def _tell_late(self, error: GceBackendError, stop: threading.Event) -> None:
         """SSH comes late and goes at times; only what lasts is worth a line."""
         if not self._is_live and time.monotonic() - self._silent_since > self._patience:
-            self._tell(error)
+            self._tell(error, stop)
 
-    def _tell(self, error: GceBackendError) -> None:
-        if not self._has_told and not self._stop.is_set():
+    def _tell(self, error: GceBackendError, stop: threading.Event) -> None:
+        if not self._has_told and not stop.is_set():
             self._has_told = True
             self._console.warn(
                 f"{error}\nThe log comes from the bucket, a little late; the run is not affected"

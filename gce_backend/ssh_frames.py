@@ -10,9 +10,12 @@ from __future__ import annotations
 import shlex
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gce_backend.errors import SshUnavailable
+
+if TYPE_CHECKING:
+    from gce_backend.ssh import Connection
 
 ALIVE_SECONDS = 5.0
 _SILENCE_SECONDS = 20.0
@@ -42,6 +45,16 @@ while True:
 """
 
 
+#: Tells from which number on the agent cut its log into pieces (``agent/segments.py``).
+CURSOR = """
+import json, os, struct, sys
+if os.path.exists(sys.argv[1]):
+    with open(sys.argv[1]) as file:
+        data = str(json.load(file)["first"]).encode()
+    os.write(1, struct.pack(">I", len(data)) + data)
+"""
+
+
 def command(program: str, *words: str, as_root: bool = False) -> str:
     """A shell command that runs ``program``; ``words`` are the shell's, quoted by the caller.
 
@@ -51,6 +64,16 @@ def command(program: str, *words: str, as_root: bool = False) -> str:
     start = f"exec $sudo python3 -I -c {shlex.quote(program)} {' '.join(words)}"
     sudo = '[ "$(id -u)" = 0 ] || sudo="sudo -n"; ' if as_root else ""
     return f"sudo=; {sudo}{start}"
+
+
+def first_piece(connection: Connection) -> int:
+    """The number of the first piece that the instance made of its log; 0: none yet.
+
+    Raises:
+        SshUnavailable: the connection broke.
+    """
+    channel = connection.start(command(CURSOR, f"{STATE_DIRECTORY}/run.log.pieces", as_root=True))
+    return sum(int(frame) for frame in frames(channel, connection.instance))
 
 
 def frames(channel: Any, instance: str) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,30 @@ def test_the_bucket_goes_first_and_ssh_goes_on_where_it_stood(guest: Guest) -> N
     with following(guest, guest.access()) as live:
         live.log.show_new()
         live.until_shown(whole)
+
+
+def test_a_further_attempt_goes_on_where_the_first_ended(up: Guest) -> None:
+    """Its log is a file of its own; the bucket's pieces, and what is shown, go on."""
+    write(up, b"first attempt\n")
+    put_pieces(up, b"first ", b"attempt\n")
+    before = b"first attempt\nsaved at the last moment\n"
+    second = replace(up.submission, attempt=2)
+    with following(up, up.access()) as live:
+        live.until_shown(b"first attempt\n")
+        live.log.finish()
+        put_pieces(up, b"saved at the last moment\n", first=3)
+        up.log.write_bytes(b"second attempt\n")  # stands for the next instance
+        live.log.go_on(second, up.access())
+        live.until(lambda: live.screen.bytes == before, "what the first left")
+        put_pieces(up, b"second attempt\n", first=4)
+        up.log.with_name("run.log.pieces").write_text('{"first": 4, "ends": [15]}')
+        live.until(lambda: live.log._is_live, "SSH stands again")
+        write(up, b"and on\n")
+        live.until_shown(before + b"second attempt\nand on\n")
+        live.log.finish()
+
+    assert live.screen.bytes == before + b"second attempt\nand on\n"
+    assert live.screen.warnings == ""
 
 
 def test_what_ssh_has_shown_is_not_fetched_again(up: Guest) -> None:
