@@ -177,6 +177,7 @@ class Runner:
             while True:
                 end = self._follow_one(interrupts, live, log)
                 if end.stopped and end.taken and self._start_again(end):
+                    log.go_on(self.submission, self._ssh_access())
                     continue
                 try:
                     goes_on = not interrupts.wants_cancel and self._goes_on(end)
@@ -190,6 +191,7 @@ class Runner:
                     return self._told_otherwise(end, interrupts), serial
                 self._console.warn(f"{end.detail}: going on from the last checkpoint")
                 self.submission = self._attempts.next(self.submission, interrupts)
+                log.go_on(self.submission, self._ssh_access())
                 self._life = Lifecycle(phase=Phase.CREATING)
 
     def _follow_one(self, interrupts: Interrupts, live: LiveSync, log: LiveLog) -> End:
@@ -324,8 +326,8 @@ class Runner:
     def _ssh_access(self) -> SshAccess | None:
         """For the log's own thread, so with a client of its own; None: there is no SSH."""
         here = self.submission
-        if here.ssh_via == "none" or here.attempt != 1:
-            return None  # the bucket's log begins with earlier attempts, an instance's does not
+        if here.ssh_via == "none":
+            return None
         compute = Compute(here.project, endpoint=self._endpoints.compute)
         route = Route.of(emulated=self._endpoints.emulated)
         return SshAccess(here, compute, self._storage, route=route)
