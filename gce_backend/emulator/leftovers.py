@@ -88,7 +88,9 @@ def kill_all(find: Callable[[], list[int]], seconds: float = 10.0) -> None:
 
 
 def remove_group(group: str | os.PathLike[str], seconds: float = 5.0) -> None:
-    """Remove a control group and those in it, once the kernel has let their processes go.
+    """End what is still in a control group or those inside it, and remove them all.
+
+    Here is found also what has left its session and cleared its environment.
 
     Raises:
         OSError: it was still busy after ``seconds``.
@@ -97,11 +99,19 @@ def remove_group(group: str | os.PathLike[str], seconds: float = 5.0) -> None:
     while os.path.isdir(group):
         try:
             for directory, _, _ in os.walk(group, topdown=False):
+                _kill_group(directory)
                 os.rmdir(directory)
         except OSError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.005)
+
+
+def _kill_group(group: str) -> None:
+    with contextlib.suppress(OSError), open(os.path.join(group, "cgroup.procs")) as file:
+        for pid in file.read().split():
+            if pid != "0":  # one that cannot be seen from here; for kill(2), this process's group
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def farewell(pipe: int) -> None:

@@ -10,7 +10,8 @@ import pytest
 from gce_backend.emulator import Emulator
 from gce_backend.emulator.limits import Hierarchy, Limits, hierarchies, joining, places
 
-from .conftest import ZONE, Api, eventually
+from .conftest import LONG, ZONE, Api, eventually
+from .test_instances import processes_with
 
 HOG = """python3 -c 'x = b"x" * (1400 << 20); print("it fits")'; echo "hog ended with $?" """
 
@@ -70,6 +71,19 @@ def test_groups_go_with_their_instance_and_with_the_emulator(limits: Limits) -> 
     assert made == [True] * len(groups)
     assert left == [False] * len(groups)
     assert [group for group in groups if group.exists()] == []
+
+
+@pytest.mark.flow
+def test_what_hides_from_everything_else_is_found_in_its_group(limits: Limits) -> None:
+    """Without namespaces of its own: another session, and nothing in the environment."""
+    hidden = f"(env -i /usr/bin/setsid /bin/sleep {LONG} &); sleep 600"
+    with Emulator(boot_seconds=0.04, shutdown_seconds=0.2, isolated=False) as emulator:
+        api = Api(emulator.compute_url, emulator.project)
+        api.create(startup=hidden)
+        eventually(lambda: processes_with(LONG), "it runs")
+        api.finish(api.delete().json())
+
+        assert eventually(lambda: not processes_with(LONG), "it is gone")
 
 
 def test_without_control_groups_there_are_no_limits_and_it_is_said() -> None:

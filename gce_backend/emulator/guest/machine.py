@@ -215,8 +215,11 @@ class Machine:
         deadline = time.monotonic() + seconds
         if self._first_pid and self._holder is not None and self._holder.is_alive:
             await self._kill_namespaces(self._holder, seconds)
+            self._holder, self._first_pid = None, 0
+            if not self._children:
+                return
         self._holder, self._first_pid = None, 0
-        while pids := self.pids() if self._sessions else []:
+        while pids := self.pids():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
