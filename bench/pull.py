@@ -8,6 +8,7 @@ pull is killed half-way and run again: what the second one fetches is the figure
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,22 +20,26 @@ from statistics import median
 
 from mlflow.tracking import MlflowClient
 
+from gce_backend.download import PIECE_BYTES
 from gce_backend.emulator import Emulator
 from gce_backend.storage import Storage
 
 PULL = str(Path(sys.executable).with_name("mlflow-gce"))
 BLOCK = 1_000_000
 GOAL = 0.8
+UNITS = {"kiB": 1024, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 
-def seconds_and_memory(words: list[str], environ: dict[str, str]) -> tuple[float, float]:
-    """Wall clock, and the process's highest resident memory in MB."""
+def measured(words: list[str]) -> tuple[float, float, str]:
+    """Wall clock, the process's highest resident memory in MB, and what it wrote."""
     started = time.perf_counter()
-    process = subprocess.Popen(words, env=environ, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    text = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{words}: status {status}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1000
+        raise SystemExit(f"{words}: status {status}\n{text}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1000, text
 
 
 def prepare(emulator: Emulator, folder: Path, megabytes: int) -> tuple[str, str]:
@@ -61,24 +66,29 @@ def prepare(emulator: Emulator, folder: Path, megabytes: int) -> tuple[str, str]
 
 
 def compare(run_id: str, uri: str, folder: Path, rounds: int, megabytes: int) -> None:
-    ours, theirs, memory = [], [], 0.0
+    wholes, other_wholes, speeds, other_speeds, memory = [], [], [], [], 0.0
     for number in range(rounds):
         target = folder / f"ours-{number}"
-        seconds, peak = seconds_and_memory([PULL, "pull", run_id, str(target)], dict(os.environ))
-        ours.append(seconds)
+        seconds, peak, text = measured([PULL, "pull", run_id, str(target), "--json"])
+        wholes.append(seconds)
+        speeds.append(megabytes / float(re.findall(r'"seconds": ([\d.]+)', text)[0]))
         memory = max(memory, peak)
         shutil.rmtree(target)
         other = folder / "theirs.bin"
-        command = ["gcloud", "storage", "cp", uri, str(other), "--quiet"]
-        theirs.append(seconds_and_memory(command, dict(os.environ))[0])
+        seconds, _, text = measured(["gcloud", "storage", "cp", uri, str(other)])
+        other_wholes.append(seconds)
+        amount, unit = re.findall(r"Average throughput: ([\d.]+)(\wi?B)/s", text)[0]
+        other_speeds.append(float(amount) * UNITS[unit] / 1e6)
         other.unlink()
-    speed, other_speed = megabytes / median(ours), megabytes / median(theirs)
-    print(
-        f"{megabytes} MB, whole processes: mlflow-gce pull {median(ours):.1f} s "
-        f"({speed:.0f} MB/s), gcloud storage cp {median(theirs):.1f} s ({other_speed:.0f} MB/s): "
-        f"{speed / other_speed:.0%} of gcloud's speed (goal: at least {GOAL:.0%}); "
-        f"pull's memory at most {memory:.0f} MB"
-    )
+    for what, ours, theirs in (
+        ("transfer alone", median(speeds), median(other_speeds)),
+        ("whole processes", megabytes / median(wholes), megabytes / median(other_wholes)),
+    ):
+        print(
+            f"{megabytes} MB, {what}: mlflow-gce pull {ours:.0f} MB/s, gcloud storage cp "
+            f"{theirs:.0f} MB/s: {ours / theirs:.0%} of gcloud's (goal: at least {GOAL:.0%})"
+        )
+    print(f"memory of mlflow-gce pull: at most {memory:.0f} MB")
 
 
 def interrupted(run_id: str, folder: Path, emulator: Emulator, megabytes: int) -> None:
@@ -91,7 +101,8 @@ def interrupted(run_id: str, folder: Path, emulator: Emulator, megabytes: int) -
     before = len(emulator.calls)
     subprocess.run([PULL, "pull", run_id, str(target)], stdout=subprocess.DEVNULL, check=True)
     pieces = [c for c in emulator.calls[before:] if c.path.endswith("big.bin")]
-    print(f"killed half-way and run again: {len(pieces)} of {-(-megabytes // 33)} pieces fetched")
+    whole = -(-megabytes * BLOCK // PIECE_BYTES)
+    print(f"killed half-way and run again: {len(pieces)} of {whole} pieces fetched")
 
 
 def main() -> None:

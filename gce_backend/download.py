@@ -1,7 +1,7 @@
 """Objects into files: in parallel, in pieces, checked, and going on where a killed one stopped.
 
-Next to ``model.pt`` stand ``model.pt.GENERATION.part``, filled from several connections at once,
-and ``….part.done``, the numbers of the pieces that are whole. The file gets its name only when
+Next to ``model.pt`` stand ``model.pt.GENERATION.mlflow-gce-part``, filled from several connections
+at once, and ``….done``, the numbers of the pieces that are whole. The file gets its name only when
 its CRC32C is the bucket's. Memory: one block for each connection.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from gce_backend.storage_errors import translated
 
 PIECE_BYTES = 32 * 1024 * 1024
 CONNECTIONS = 8
+_PART = ".mlflow-gce-part"
 _BLOCK_BYTES = 1024 * 1024
 _TIMEOUT_SECONDS = 60.0  # without a byte
 _RETRY_SECONDS = 120.0  # of one piece
@@ -54,7 +56,7 @@ class Item:
 
     @property
     def part(self) -> Path:
-        return self.target.with_name(f"{self.target.name}.{self.generation}.part")
+        return self.target.with_name(f"{self.target.name}.{self.generation}{_PART}")
 
     @property
     def done(self) -> Path:
@@ -92,8 +94,11 @@ class Downloader:
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             pending = {}
             for item in items:
-                for number in self._begin(item):
+                missing = self._begin(item)
+                for number in missing or []:
                     pending[pool.submit(self._piece, item, number)] = item
+                if missing == []:  # killed between the last piece and the checksum
+                    self._finish(item)
             left = {item: 0 for item in items}
             for item in pending.values():
                 left[item] += 1
@@ -110,16 +115,17 @@ class Downloader:
                 raise
         return fetched
 
-    def _begin(self, item: Item) -> list[int]:
-        """The numbers of the pieces that are still to come; none when the file is whole."""
+    def _begin(self, item: Item) -> list[int] | None:
+        """The numbers of the pieces that are still to come; None when the file is there, whole."""
         item.target.parent.mkdir(parents=True, exist_ok=True)
         if _is_whole(item.target, item):
             self._progress(item.size)
-            return []
+            return None
         done = _numbers(item.done) if item.part.exists() else set()
-        for stale in item.target.parent.glob(f"{_escaped(item.target.name)}.*.part*"):
-            if stale not in (item.part, item.done):
-                stale.unlink(missing_ok=True)  # of an older version of the object
+        ours = re.compile(rf"{re.escape(item.target.name)}\.\d+{re.escape(_PART)}(\.done)?")
+        for path in item.target.parent.glob(f"*{_PART}*"):
+            if ours.fullmatch(path.name) and path not in (item.part, item.done):
+                path.unlink(missing_ok=True)  # of an older version of the object
         with item.part.open("ab") as file:
             file.truncate(item.size)
         count = max(1, -(-item.size // PIECE_BYTES))
@@ -243,11 +249,6 @@ def crc32c(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             checksum.update(block)
     return base64.b64encode(checksum.digest()).decode()
-
-
-def _escaped(name: str) -> str:
-    """For `Path.glob`: a name may hold its special characters."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 class Rate:

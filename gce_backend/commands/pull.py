@@ -50,10 +50,18 @@ def pull(run: str, directory: Path | None, tracking_uri: str | None, as_json: bo
         return results(storage, submission.paths, record.artifact_uri, target)
 
     items, lost = guarded(look)
-    guarded(lambda: _download(items, submission.project, quiet=as_json))
+    seconds = guarded(lambda: _download(items, submission.project, quiet=as_json))
     if as_json:
         files = {str(item.target): item.size for item in items}
-        print_json({"run_id": record.run_id, "directory": target, "files": files, "lost": lost})
+        print_json(
+            {
+                "run_id": record.run_id,
+                "directory": target,
+                "files": files,
+                "lost": lost,
+                "seconds": seconds,
+            }
+        )
     else:
         total = size(sum(item.size for item in items))
         say(f"{len(items)} files, {total}, checksums verified: {target}")
@@ -70,12 +78,14 @@ def _folder(record: RunRecord) -> str:
     return f"{user}-{began}-{record.run_id[:8]}"
 
 
-def _download(items: list[Item], project: str, *, quiet: bool) -> None:
+def _download(items: list[Item], project: str, *, quiet: bool) -> float:
+    """How many seconds it took, checksums included."""
     from gce_backend.download import Downloader, Rate
 
     rate = Rate()
     with _shown(rate, sum(item.size for item in items), quiet):
         Downloader(project=project, progress=rate.add).download(items)
+        return rate.seconds
 
 
 @contextmanager

@@ -146,12 +146,25 @@ def test_a_wrong_checksum_leaves_no_file(item):
 
 
 def test_parts_of_an_older_version_are_removed(item):
-    for name in ("file[1].bin.77.part", "file[1].bin.77.part.done"):
-        item.target.with_name(name).write_text("0\n")
+    old = item.target.with_name("file[1].bin.77.mlflow-gce-part")
+    another = item.target.with_name("file[1].bin.x.77.mlflow-gce-part")
+    for path in (old, old.with_name(f"{old.name}.done"), another):
+        path.write_text("0\n")
 
     assert downloader().download([item]) == 10
 
-    assert [p.name for p in item.target.parent.glob("file*")] == ["file[1].bin"]
+    left = {path.name for path in item.target.parent.glob("file*")}
+    assert left == {"file[1].bin", another.name}
+
+
+def test_killed_between_the_last_piece_and_the_checksum(item):
+    item.part.write_bytes(b"0123456789")
+    item.done.write_text("0\n")
+
+    assert downloader().download([item]) == 0
+
+    assert item.target.read_bytes() == b"0123456789"
+    assert not item.part.exists() and not item.done.exists()
 
 
 @pytest.mark.parametrize("kind", ["unavailable", "reply_lost_before"])
