@@ -51,10 +51,6 @@ class Tracking:
     def last_seq(self) -> int:
         return self._journal.last_seq
 
-    def trainer_begins(self) -> None:
-        """Before the trainer is started: after a reboot it does work again that is logged here."""
-        self._api.repeats.remember(self._api.state.main)
-
     def serve(self) -> Relay:
         """Start the relay: at the address, and with the token, that a running trainer knows."""
         memory = self._state.memory

@@ -86,7 +86,6 @@ class Training:
         if not found:
             self._prepare()
             tracking.new_trainer()
-            tracking.trainer_begins()
         with self._served(tracking, trainer) as url:
             self._enter("running")
             if found:
