@@ -130,7 +130,10 @@ class Sweep:
         is_well = all(row.status == "COMPLETED" for row in rows)
         self._write_table()
         tags = summary_tags(self.table, self.plan.direction)
-        self.store.close(self.parent_id, "FINISHED" if is_well else "FAILED", tags)
+        try:
+            self.store.close(self.parent_id, "FINISHED" if is_well else "FAILED", tags)
+        except TrackingError as error:
+            self.warn(f"MLflow does not know yet how the sweep ended: {error}")
 
     def note(self, job: SweepJob, outcome: Outcome) -> None:
         """A job has ended: its row in the table, and a line for the user."""

@@ -86,7 +86,8 @@ class _Batch:
         self._endpoints = read_endpoints()
         self._task = describe_task(launcher.task_function, _root(self._options["project"]))
         self._defaults: DictConfig | None = None
-        _refuse_secrets(self._config)
+        _refuse_secrets("hydra.job.env_copy", self._config.hydra.job.env_copy)
+        _refuse_secrets("hydra.launcher.env", self._options["env"] or {})
 
     def run(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         pending: list[tuple[DictConfig, SweepJob, Future[Outcome]]] = []
@@ -138,8 +139,9 @@ class _Batch:
         return jobs
 
     def _composed(self, number: int, overrides: Sequence[str]) -> tuple[DictConfig, SweepJob]:
-        config = self._compose(number, overrides)
-        return config, self._job(number, overrides, config)
+        with self._launcher.lock:  # Hydra's and the resolvers' state is global
+            config = self._compose(number, overrides)
+            return config, self._job(number, overrides, config)
 
     def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
         log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
@@ -293,13 +295,13 @@ def _root(configured: str | None) -> Path:
     return start
 
 
-def _refuse_secrets(config: DictConfig) -> None:
-    named = [name for name in config.hydra.job.env_copy if _SECRET.search(str(name))]
+def _refuse_secrets(where: str, names: Iterable[Any]) -> None:
+    named = [str(name) for name in names if _SECRET.search(str(name))]
     if named:
         raise ConfigError(
-            f"hydra.job.env_copy={named}: Hydra writes the values of these variables into "
-            "multirun.yaml and .hydra/hydra.yaml, and they would travel through the bucket. "
-            "Nothing was started. Keep secrets in Secret Manager and let the task read them"
+            f"{where}={named}: Hydra writes the values into multirun.yaml and .hydra/hydra.yaml, "
+            "and they would travel through the bucket. Nothing was started. Keep secrets in "
+            "Secret Manager and let the task read them"
         )
 
 

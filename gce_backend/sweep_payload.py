@@ -10,14 +10,17 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import pickle
 import sys
 import zipfile
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import CodeType
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf, flag_override
 
@@ -36,13 +39,14 @@ class Task:
         function: itself.
         root: the project's directory, an absolute path.
         reference: module, qualname and how many decorators lie around it; None: by value.
-        main: module or path of the program, to be imported first; None without a program.
+        paths: of ``sys.path``, those in the project.
+        main: module and path of the program, to be imported first where the function is in it.
     """
 
     function: Callable[[Any], Any]
     root: Path
     cwd: Path
-    script_dir: Path | None
+    paths: tuple[str, ...]
     reference: dict[str, Any] | None
     main: dict[str, str] | None
 
@@ -53,18 +57,14 @@ def describe_task(function: Callable[[Any], Any], root: Path) -> Task:
     spec = getattr(program, "__spec__", None)
     path = getattr(program, "__file__", None)
     file = Path(path).resolve() if path else None
-    reference, main, script_dir = _reference(function), None, None
-    if file is not None and file.is_relative_to(root):
-        script_dir = file.parent if spec is None else Path.cwd()
-        main = {"module": spec.name if spec is not None else "", "path": str(file)}
-    if reference is not None and not (
-        _is_in(reference["module"], root)
-        and (reference["module"] != "__main__" or (main is not None and _is_guarded(file)))
-    ):
+    reference, main = _reference(function), None
+    if reference is not None and not _is_in(reference["module"], root):
         reference = None
-    if reference is None:
-        main = None  # by value: nothing of the program is imported
-    return Task(function, root, Path.cwd(), script_dir, reference, main)
+    if reference is not None and reference["module"] == "__main__":
+        main = {"module": spec.name if spec is not None else "", "path": str(file)}
+        if not _is_guarded(file):
+            reference, main = None, None
+    return Task(function, root, Path.cwd(), _paths_in(root), reference, main)
 
 
 def job_archive(task: Task, config: DictConfig) -> bytes:
@@ -104,7 +104,7 @@ def _facts(task: Task) -> dict[str, Any]:
     return {
         "root": str(task.root),
         "cwd": str(task.cwd),
-        "script_dir": str(task.script_dir or ""),
+        "paths": list(task.paths),
         "argv": sys.argv,
         "main": task.main,
         "function": task.reference,
@@ -125,10 +125,8 @@ def _portable(config: DictConfig) -> DictConfig:
 
 
 def _pickled(payload: Any, *, by_value: bool) -> bytes:
-    import cloudpickle
-
     try:
-        return bytes(cloudpickle.dumps(payload) if by_value else pickle.dumps(payload))
+        return _by_value(payload) if by_value else pickle.dumps(payload)
     except Exception as error:  # whatever an object's own __reduce__ raises
         raise ConfigError(
             f"this sweep's task cannot be sent to an instance: {type(error).__name__}: {error}. "
@@ -137,9 +135,27 @@ def _pickled(payload: Any, *, by_value: bool) -> bytes:
         ) from error
 
 
+def _by_value(payload: Any) -> bytes:
+    """Cloudpickled, with the files' names of functions kept: a traceback shall tell them."""
+    from cloudpickle import cloudpickle
+
+    def code(found: CodeType) -> tuple[Any, tuple[Any, ...]]:
+        make, arguments = cloudpickle._code_reduce(found)
+        return make, tuple(
+            found.co_filename if argument == "<dynamic-code>" else argument
+            for argument in arguments
+        )
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table: ClassVar = ChainMap({CodeType: code}, cloudpickle.Pickler.dispatch_table)
+
+    buffer = io.BytesIO()
+    Pickler(buffer).dump(payload)
+    return buffer.getvalue()
+
+
 def _resolvers() -> bytes:
     """OmegaConf resolvers that the program registered; those that cannot travel are left out."""
-    import cloudpickle
     from omegaconf.basecontainer import BaseContainer
 
     portable = {}
@@ -147,11 +163,11 @@ def _resolvers() -> bytes:
         if name in _OWN_RESOLVERS or name.startswith("oc."):
             continue
         try:
-            cloudpickle.dumps(resolver)
+            _by_value(resolver)
         except Exception:
             continue
         portable[name] = resolver
-    return bytes(cloudpickle.dumps(portable)) if portable else b""
+    return _by_value(portable) if portable else b""
 
 
 def _reference(function: Callable[[Any], Any]) -> dict[str, Any] | None:
@@ -167,6 +183,13 @@ def _reference(function: Callable[[Any], Any]) -> dict[str, Any] | None:
             return {"module": module, "qualname": qualname, "wrapped": depth}
         found = getattr(found, "__wrapped__", None)
     return None
+
+
+def _paths_in(root: Path) -> tuple[str, ...]:
+    """Where this process looks for modules of the project: its program's directory, ``src``."""
+    absolute = (os.path.abspath(path) for path in sys.path)
+    inside = [path for path in absolute if Path(path).is_relative_to(root)]
+    return tuple(path for path in inside if "site-packages" not in path)
 
 
 def _is_guarded(file: Path | None) -> bool:

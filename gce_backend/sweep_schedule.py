@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,8 +27,8 @@ from gce_backend.submission import Submission
 from gce_backend.sweep_capacity import Capacity
 from gce_backend.sweep_results import Outcome
 
-# Starting and ending a job is waiting, mostly.
-_THREADS = 64
+# So many jobs are started, looked into and ended at once: that is waiting, mostly.
+_AT_ONCE = 64
 # What failed for reasons of the infrastructure.
 # Preempted runs are none of them: whoever follows one asks for its next attempt.
 _AGAIN = (EndReason.BOOT_TIMEOUT, EndReason.SUBMIT_FAILED)
@@ -113,7 +113,8 @@ class Scheduler:
         self._running: dict[int, Job] = {}
         self._ending: set[int] = set()
         self._leaving = False
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="mlflow-gce-job")
+        self._at_once = threading.Semaphore(_AT_ONCE)
+        self._trouble = ""
         self._thread = threading.Thread(target=self._loop, name="mlflow-gce-sweep", daemon=True)
         self._thread.start()
 
@@ -137,7 +138,6 @@ class Scheduler:
         until = time.monotonic() + seconds
         while self._starting and time.monotonic() < until:
             time.sleep(0.05)
-        self._pool.shutdown(wait=False, cancel_futures=True)
         return list(self._running.values())
 
     @property
@@ -154,12 +154,25 @@ class Scheduler:
             try:
                 self._start_waiting()
                 self._look_after_running()
-            except GceBackendError as error:
-                self._work.warn(f"{error}\nThe running jobs go on; looking again")
-            except RuntimeError:
-                if not self._leaving:  # the pool takes nothing more once we leave
-                    raise
+            except Exception as error:  # whatever it is, jobs run and somebody waits for them
+                self._tell(str(error) if isinstance(error, GceBackendError) else repr(error))
+            else:
+                self._trouble = ""
             self._wake.wait(self._pause())
+
+    def _tell(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._work.warn(f"{trouble}\nThe running jobs go on; looking again")
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        """In a thread that keeps no process alive: following an attempt can take hours."""
+
+        def run() -> None:
+            with self._at_once:
+                work()
+
+        threading.Thread(target=run, name="mlflow-gce-job", daemon=True).start()
 
     def _pause(self) -> float:
         """Short jobs are looked at often, long ones every few seconds."""
@@ -187,7 +200,8 @@ class Scheduler:
             with self._lock:
                 self._waiting.remove(job)
                 self._starting.add(job.number)
-            self._pool.submit(self._guarded, job, functools.partial(self._start, job, settings))
+            start = functools.partial(self._start, job, settings)
+            self._in_background(functools.partial(self._guarded, job, start))
 
     def _start(self, job: Job, settings: Settings) -> None:
         job.attempts += 1
@@ -241,7 +255,7 @@ class Scheduler:
                 self._take_to_end(job, ask=status is None)
             elif asked_at - job.looked_at > _LOOK_SECONDS and not job.is_being_looked_at:
                 job.is_being_looked_at = True
-                self._pool.submit(self._look, job)
+                self._in_background(functools.partial(self._look, job))
 
     def _look(self, job: Job) -> None:
         try:
@@ -258,7 +272,8 @@ class Scheduler:
             if self._running.pop(job.number, None) is None:
                 return
             self._ending.add(job.number)
-        self._pool.submit(self._guarded, job, functools.partial(self._end, job, ask))
+        end = functools.partial(self._end, job, ask)
+        self._in_background(functools.partial(self._guarded, job, end))
 
     def _end(self, job: Job, ask: bool) -> None:
         if ask and self._work.exists(job):  # the list was not whole

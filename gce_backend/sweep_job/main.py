@@ -32,5 +32,5 @@ def translated(facts: dict[str, Any], root: str) -> dict[str, Any]:
     main = facts["main"]
     if main is not None:
         main = {**main, "path": here(main["path"])}
-    cwd, script_dir = here(facts["cwd"]), here(facts["script_dir"])
-    return {**facts, "main": main, "cwd": cwd, "script_dir": script_dir, "here": root}
+    paths = [here(path) for path in facts["paths"]]
+    return {**facts, "main": main, "cwd": here(facts["cwd"]), "paths": paths, "here": root}

@@ -37,7 +37,7 @@ def run(archive: str, facts: dict[str, Any], result: str) -> int:
 
 def _run(archive: str, facts: dict[str, Any], note: Callable[[Any], None]) -> dict[str, Any]:
     sys.argv = list(facts["argv"])
-    sys.path[:0] = [facts["script_dir"]] if facts["script_dir"] else []
+    sys.path[:0] = facts["paths"]
     _import_main(facts)
     with zipfile.ZipFile(archive) as files:
         loaded = pickle.loads(files.read("job.pkl"))

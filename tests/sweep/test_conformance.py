@@ -7,6 +7,7 @@ them back, so it holds only where instances have /tmp for themselves.
 from __future__ import annotations
 
 import pytest
+from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
     IntegrationTestSuite,
@@ -14,6 +15,9 @@ from hydra.test_utils.launcher_common_tests import (
 )
 
 from gce_backend.emulator import isolation
+
+# The suites put Hydra's singletons back to what they were before a test: to the plugins found.
+Plugins.instance()
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("environment")]
 

@@ -74,6 +74,25 @@ def test_a_function_goes_by_its_name_where_importing_its_program_only_defines(
     assert done.stdout.strip() == (expected if by_name else "None None None"), done.stderr
 
 
+def test_a_function_by_value_keeps_its_files_name(tmp_path: Path) -> None:
+    code = """
+import pickle
+from gce_backend.sweep_payload import _by_value
+def outer():
+    def inner():
+        return inner.__code__.co_filename
+    return inner
+print(pickle.loads(_by_value(outer()))())
+"""
+    (tmp_path / "named.py").write_text(code)
+
+    done = subprocess.run(
+        [sys.executable, "named.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+
+    assert done.stdout.strip().endswith("named.py"), done.stderr
+
+
 def test_a_job_holds_no_class_of_this_machines_plugins(tmp_path: Path) -> None:
     code = """
 import sys

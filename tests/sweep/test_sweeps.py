@@ -15,7 +15,7 @@ import yaml
 
 from .conftest import wait_until
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 
 COMMAND = [sys.executable, "app.py", "-m", "hydra/launcher=gce", "hydra.sweep.dir=out"]
 PROGRAM = Path(__file__).parent.parent / "projects" / "sweep"
@@ -28,7 +28,7 @@ def sweep(cloud: Any) -> Any:
     cloud.directory = cloud.directory / "project"
 
     def run(*words: str, **options: Any) -> tuple[int, str]:
-        result: tuple[int, str] = cloud.run(*COMMAND, *words, **options)
+        result: tuple[int, str] = cloud.run(*COMMAND, *words, seconds=400, **options)
         return result
 
     return run
