@@ -20,7 +20,6 @@ from statistics import median
 
 from mlflow.tracking import MlflowClient
 
-from gce_backend.download import PIECE_BYTES
 from gce_backend.emulator import Emulator
 from gce_backend.storage import Storage
 
@@ -91,18 +90,16 @@ def compare(run_id: str, uri: str, folder: Path, rounds: int, megabytes: int) ->
     print(f"memory of mlflow-gce pull: at most {memory:.0f} MB")
 
 
-def interrupted(run_id: str, folder: Path, emulator: Emulator, megabytes: int) -> None:
+def interrupted(run_id: str, folder: Path, megabytes: int) -> None:
     target = folder / "killed"
     process = subprocess.Popen([PULL, "pull", run_id, str(target)], stdout=subprocess.DEVNULL)
-    while not any(p.stat().st_size > 4 for p in target.glob("*.done")):
+    while not any(p.stat().st_size > megabytes * BLOCK / 2 for p in target.glob("*-part")):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = len(emulator.calls)
-    subprocess.run([PULL, "pull", run_id, str(target)], stdout=subprocess.DEVNULL, check=True)
-    pieces = [c for c in emulator.calls[before:] if c.path.endswith("big.bin")]
-    whole = -(-megabytes * BLOCK // PIECE_BYTES)
-    print(f"killed half-way and run again: {len(pieces)} of {whole} pieces fetched")
+    _, _, text = measured([PULL, "pull", run_id, str(target), "--json"])
+    fetched = int(re.findall(r'"fetched": (\d+)', text)[0])
+    print(f"killed half-way and run again: {fetched / 1e6:.0f} of {megabytes} MB fetched")
 
 
 def main() -> None:
@@ -118,7 +115,7 @@ def main() -> None:
         run_id, uri = prepare(emulator, folder, options.megabytes)
         if shutil.which("gcloud"):
             compare(run_id, uri, folder, options.rounds, options.megabytes)
-        interrupted(run_id, folder, emulator, options.megabytes)
+        interrupted(run_id, folder, options.megabytes)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Objects into files: in parallel, in pieces, checked, and going on where a killed one stopped.
+"""Objects into files: several at once, checked, and going on where a killed one stopped.
 
-Next to ``model.pt`` stand ``model.pt.GENERATION.mlflow-gce-part``, filled from several connections
-at once, and ``….done``, the numbers of the pieces that are whole. The file gets its name only when
-its CRC32C is the bucket's. Memory: one block for each connection.
+Next to ``model.pt`` grows ``model.pt.GENERATION.mlflow-gce-part``; it gets the file's name only
+when its CRC32C is the bucket's. One stream for an object, since a service may do its work anew for
+each range that is asked for (fake-gcs-server does). Memory: one block for each connection.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from gce_backend.polling import retry
 from gce_backend.rest import open_session
 from gce_backend.storage_errors import translated
 
-PIECE_BYTES = 32 * 1024 * 1024
 CONNECTIONS = 8
 _PART = ".mlflow-gce-part"
 _BLOCK_BYTES = 1024 * 1024
@@ -58,10 +57,6 @@ class Item:
     def part(self) -> Path:
         return self.target.with_name(f"{self.target.name}.{self.generation}{_PART}")
 
-    @property
-    def done(self) -> Path:
-        return self.part.with_name(f"{self.part.name}.done")
-
 
 class Downloader:
     """Downloads items; one at a time per process.
@@ -90,86 +85,67 @@ class Downloader:
             StorageError: the first that could not be had; what has arrived is kept for the next
                 call.
         """
-        fetched = 0
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            pending = {}
-            for item in items:
-                missing = self._begin(item)
-                for number in missing or []:
-                    pending[pool.submit(self._piece, item, number)] = item
-                if missing == []:  # killed between the last piece and the checksum
-                    self._finish(item)
-            left = {item: 0 for item in items}
-            for item in pending.values():
-                left[item] += 1
+            pending = [pool.submit(self._download, item) for item in items]
             try:
-                for future in as_completed(pending):
-                    fetched += future.result()
-                    item = pending[future]
-                    left[item] -= 1
-                    if not left[item]:
-                        self._finish(item)
+                return sum(future.result() for future in as_completed(pending))
             except BaseException:
                 self._failed.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-        return fetched
 
-    def _begin(self, item: Item) -> list[int] | None:
-        """The numbers of the pieces that are still to come; None when the file is there, whole."""
+    def _download(self, item: Item) -> int:
+        """Make one file; how many bytes came for it."""
         item.target.parent.mkdir(parents=True, exist_ok=True)
         if _is_whole(item.target, item):
             self._progress(item.size)
-            return None
-        done = _numbers(item.done) if item.part.exists() else set()
-        ours = re.compile(rf"{re.escape(item.target.name)}\.\d+{re.escape(_PART)}(\.done)?")
-        for path in item.target.parent.glob(f"*{_PART}*"):
-            if ours.fullmatch(path.name) and path not in (item.part, item.done):
-                path.unlink(missing_ok=True)  # of an older version of the object
+            return 0
+        self._forget_older(item)
         with item.part.open("ab") as file:
-            file.truncate(item.size)
-        count = max(1, -(-item.size // PIECE_BYTES))
-        self._progress(sum(_length(item, number) for number in done if number < count))
-        return [number for number in range(count) if number not in done]
+            file.truncate(min(file.tell(), item.size))
+            before = file.tell()
+        self._progress(before)
 
-    def _piece(self, item: Item, number: int) -> int:
-        def once() -> int:
+        def once() -> None:
             with self._translated(item):
-                return self._fetch(item, number)
+                self._fetch(item)
 
-        size = retry(
+        retry(
             once,
             is_transient=lambda error: isinstance(error, StorageError) and error.transient,
             seconds=_RETRY_SECONDS,
         )
-        with item.done.open("a") as file:
-            file.write(f"{number}\n")
-        return size
+        self._finish(item)
+        return item.size - before
 
-    def _fetch(self, item: Item, number: int) -> int:
-        start, length = number * PIECE_BYTES, _length(item, number)
-        if not length:
-            return 0
-        headers = {"Accept-Encoding": "identity"}
-        if length < item.size:
-            headers["Range"] = f"bytes={start}-{start + length - 1}"
-        written = 0
-        try:
-            with self._response(item, headers) as response, item.part.open("r+b") as file:
-                file.seek(start)
-                while written < length:
+    def _forget_older(self, item: Item) -> None:
+        """Remove what came of older versions of the object."""
+        ours = re.compile(rf"{re.escape(item.target.name)}\.\d+{re.escape(_PART)}")
+        for path in item.target.parent.glob(f"*{_PART}"):
+            if ours.fullmatch(path.name) and path != item.part:
+                path.unlink(missing_ok=True)
+
+    def _fetch(self, item: Item) -> None:
+        """Bring what the part lacks."""
+        with item.part.open("ab") as file:
+            there = file.tell()
+            if there == item.size:
+                return
+            headers = {"Accept-Encoding": "identity"}
+            if there:
+                headers["Range"] = f"bytes={there}-"
+            with self._response(item, headers) as response:
+                if there and response.status_code != 206:
+                    raise ConnectionError(f"a range was asked for, {response.status_code} came")
+                while there < item.size:
                     if self._failed.is_set():
                         raise StorageError(f"{item.uri}: stopped, since another one failed")
-                    block = response.raw.read(min(_BLOCK_BYTES, length - written))
+                    block = response.raw.read(min(_BLOCK_BYTES, item.size - there))
                     if not block:
-                        raise ConnectionError(f"{written} bytes of {length} came")
+                        raise ConnectionError(f"{there} bytes of {item.size} came")
                     file.write(block)
-                    written += len(block)
+                    there += len(block)
                     self._progress(len(block))
-        except BaseException:
-            self._progress(-written)
-            raise
-        return written
 
     @contextmanager
     def _response(self, item: Item, headers: dict[str, str]) -> Iterator[Any]:
@@ -203,34 +179,18 @@ class Downloader:
     def _finish(self, item: Item) -> None:
         if not _is_whole(item.part, item):
             self._progress(-item.size)
-            for path in (item.part, item.done):
-                path.unlink(missing_ok=True)
+            item.part.unlink()
             raise StorageError(
                 f"{item.uri} arrived with another checksum than the bucket's ({item.crc32c}). The "
                 "file was removed; run the same command again"
             )
         item.part.replace(item.target)
-        item.done.unlink(missing_ok=True)
 
 
 @dataclass
 class _Place:
     bucket: str
     project: str | None
-
-
-def _length(item: Item, number: int) -> int:
-    return min(PIECE_BYTES, item.size - number * PIECE_BYTES)
-
-
-def _numbers(done: Path) -> set[int]:
-    """Of the pieces that are whole; a line that a kill cut short does not count."""
-    numbers = set()
-    with suppress(FileNotFoundError):
-        for line in done.read_text().splitlines(keepends=True):
-            if line.endswith("\n") and line.strip().isdigit():
-                numbers.add(int(line))
-    return numbers
 
 
 def _is_whole(path: Path, item: Item) -> bool:

@@ -50,7 +50,7 @@ def pull(run: str, directory: Path | None, tracking_uri: str | None, as_json: bo
         return results(storage, submission.paths, record.artifact_uri, target)
 
     items, lost = guarded(look)
-    seconds = guarded(lambda: _download(items, submission.project, quiet=as_json))
+    fetched, seconds = guarded(lambda: _download(items, submission.project, quiet=as_json))
     if as_json:
         files = {str(item.target): item.size for item in items}
         print_json(
@@ -59,6 +59,7 @@ def pull(run: str, directory: Path | None, tracking_uri: str | None, as_json: bo
                 "directory": target,
                 "files": files,
                 "lost": lost,
+                "fetched": fetched,
                 "seconds": seconds,
             }
         )
@@ -78,14 +79,14 @@ def _folder(record: RunRecord) -> str:
     return f"{user}-{began}-{record.run_id[:8]}"
 
 
-def _download(items: list[Item], project: str, *, quiet: bool) -> float:
-    """How many seconds it took, checksums included."""
+def _download(items: list[Item], project: str, *, quiet: bool) -> tuple[int, float]:
+    """How many bytes came, and how many seconds it took, checksums included."""
     from gce_backend.download import Downloader, Rate
 
     rate = Rate()
     with _shown(rate, sum(item.size for item in items), quiet):
-        Downloader(project=project, progress=rate.add).download(items)
-        return rate.seconds
+        fetched = Downloader(project=project, progress=rate.add).download(items)
+        return fetched, rate.seconds
 
 
 @contextmanager

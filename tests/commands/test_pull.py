@@ -1,7 +1,6 @@
 """Downloads: the layout, the checks, and going on where a killed one stopped."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import signal
@@ -10,12 +9,13 @@ import time
 import pytest
 
 from gce_backend.agent.paths import RunPaths
-from gce_backend.download import PIECE_BYTES, Downloader, Item
+from gce_backend.download import Downloader, Item
 from gce_backend.emulator import Fault
 from gce_backend.errors import StorageError
 from gce_backend.results import results
 from gce_backend.storage import ObjectInfo
 
+SIZE = 150_000_000  # a second or so on the emulator
 MODEL = "m-" + "5" * 32
 
 
@@ -90,32 +90,25 @@ def test_a_run_without_artifacts_and_a_run_that_is_not_there(store):
 
 def test_a_killed_pull_goes_on_where_it_was(store):
     run_id = store.store_run()
-    data = os.urandom(3 * PIECE_BYTES + 12345)
-    name = f"{store.artifacts(run_id)}big.bin"
-    store.put(name, data)
-    # The first piece asked for waits, so that the kill finds some whole and one not.
-    store.emulator.inject(Fault("slow", "storage.objects.get", "*big.bin", times=1, seconds=60))
+    data = os.urandom(SIZE)
+    store.put(f"{store.artifacts(run_id)}big.bin", data)
     folder = store.directory / "here"
     first = store.start("pull", run_id, "here")
-    done_file = None
-    end = time.monotonic() + 60
-    while done_file is None:
+    end = time.monotonic() + 100
+    while not any(path.stat().st_size > 3_000_000 for path in folder.glob("*-part")):
         assert time.monotonic() < end and first.poll() is None
-        done_file = next((p for p in folder.glob("*.done") if p.stat().st_size), None)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert not (folder / "big.bin").exists()
-    before = len(store.emulator.calls)
+    (part,) = folder.glob("*-part")
+    there = part.stat().st_size
+    assert 3_000_000 < there < SIZE
 
-    done = store.run("pull", run_id, "here")
+    done = store.run("pull", run_id, "here", "--json")
 
     assert done.returncode == 0, done.stderr
-    assert (
-        hashlib.sha256((folder / "big.bin").read_bytes()).digest() == hashlib.sha256(data).digest()
-    )
-    assert [p.name for p in folder.iterdir()] == ["big.bin"]
-    again = [c for c in store.emulator.calls[before:] if c.path.endswith("big.bin")]
-    assert 0 < len(again) < 4
+    assert json.loads(done.stdout)["fetched"] == SIZE - there
+    assert (folder / "big.bin").read_bytes() == data
+    assert [path.name for path in folder.iterdir()] == ["big.bin"]
 
 
 @pytest.fixture
@@ -148,8 +141,8 @@ def test_a_wrong_checksum_leaves_no_file(item):
 def test_parts_of_an_older_version_are_removed(item):
     old = item.target.with_name("file[1].bin.77.mlflow-gce-part")
     another = item.target.with_name("file[1].bin.x.77.mlflow-gce-part")
-    for path in (old, old.with_name(f"{old.name}.done"), another):
-        path.write_text("0\n")
+    for path in (old, another):
+        path.write_text("0123")
 
     assert downloader().download([item]) == 10
 
@@ -159,12 +152,19 @@ def test_parts_of_an_older_version_are_removed(item):
 
 def test_killed_between_the_last_piece_and_the_checksum(item):
     item.part.write_bytes(b"0123456789")
-    item.done.write_text("0\n")
 
     assert downloader().download([item]) == 0
 
     assert item.target.read_bytes() == b"0123456789"
-    assert not item.part.exists() and not item.done.exists()
+    assert not item.part.exists()
+
+
+def test_killed_half_way(item):
+    item.part.write_bytes(b"01234")
+
+    assert downloader().download([item]) == 5
+
+    assert item.target.read_bytes() == b"0123456789"
 
 
 @pytest.mark.parametrize("kind", ["unavailable", "reply_lost_before"])
