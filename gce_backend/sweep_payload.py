@@ -119,7 +119,7 @@ def _portable(config: DictConfig) -> DictConfig:
     with flag_override(copy, ["readonly", "struct"], False):
         for node in ("launcher", "sweeper"):
             with flag_override(copy.hydra, ["readonly", "struct"], False):
-                plain = OmegaConf.to_container(copy.hydra[node], resolve=False)
+                plain = OmegaConf.to_container(copy.hydra[node], resolve=False, enum_to_str=True)
                 copy.hydra[node] = plain
     return copy
 

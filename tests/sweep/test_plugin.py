@@ -95,15 +95,18 @@ print(pickle.loads(_by_value(outer()))())
 
 def test_a_job_holds_no_class_of_this_machines_plugins(tmp_path: Path) -> None:
     code = """
-import sys
+import enum
 from pathlib import Path
 from hydra import compose, initialize
 from hydra.core.utils import JobRuntime, setup_globals
 from hydra.core.hydra_config import HydraConfig
 from gce_backend.sweep_payload import describe_task, job_archive
 setup_globals()
+class Direction(enum.Enum):  # as the Optuna sweeper has one, which no instance can load
+    here_alone = 1
 with initialize(version_base="1.3", config_path=None):
     config = compose(overrides=["hydra/launcher=gce", "+x=1"], return_hydra_config=True)
+config.hydra.launcher.gce = {"direction": Direction.here_alone}
 Path("job.pyz").write_bytes(job_archive(describe_task(lambda cfg: 1, Path.cwd()), config))
 """
     python(code, tmp_path)
@@ -113,4 +116,5 @@ Path("job.pyz").write_bytes(job_archive(describe_task(lambda cfg: 1, Path.cwd())
 
     assert b"GceLauncherConf" not in pickled
     assert b"BasicSweeperConf" not in pickled
+    assert b"Direction" not in pickled
     assert facts["root"] == str(tmp_path)

@@ -54,7 +54,13 @@ def test_the_optuna_sweeper_gets_its_objective(cloud: Any, optuna: Path) -> None
     words += ["hydra.sweeper.direction=maximize", "hydra.sweeper.sampler.seed=1"]
 
     code, output = cloud.run(
-        str(optuna), "app.py", "-m", "hydra/launcher=gce", *words, "x=interval(0.0, 10.0)"
+        str(optuna),
+        "app.py",
+        "-m",
+        "hydra/launcher=gce",
+        *words,
+        "x=interval(0.0, 10.0)",
+        seconds=600,
     )
 
     assert code == 0, output
@@ -79,9 +85,12 @@ def test_an_optuna_sweep_is_told_of_a_failed_trial(cloud: Any, optuna: Path) -> 
         "hydra/launcher=gce",
         "hydra.sweeper.max_failure_rate=1.0",
         *words,
-        "how=choice(abort)",
+        "hydra/sweeper/sampler=grid",
+        "how=choice(well,abort)",
+        seconds=600,
     )
 
     assert code == 0, output
     _, children = runs(cloud)
-    assert {run.info.status for run in children} == {"FAILED"}
+    statuses = {run.data.params["how"]: run.info.status for run in children}
+    assert statuses == {"well": "FINISHED", "abort": "FAILED"}
