@@ -361,6 +361,7 @@ def truth(cloud, gates, tmp_path_factory, worker_id):
         return json.loads(file.read_text())
 
 
+@pytest.mark.timeout(600)  # its own waits end before
 @pytest.mark.matrix(cells=4)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("outage", OUTAGES, ids=lambda outage: outage.__name__)
