@@ -27,7 +27,7 @@ from gce_backend.storage_errors import translated
 
 CONNECTIONS = 8
 _PART = ".mlflow-gce-part"
-_BLOCK_BYTES = 1024 * 1024
+_BLOCK_BYTES = 256 * 1024
 _TIMEOUT_SECONDS = 60.0  # without a byte
 _RETRY_SECONDS = 120.0  # of one piece
 _GOOGLE = "https://storage.googleapis.com"
