@@ -29,6 +29,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -236,16 +237,20 @@ def log_model(model: nn.Module, images: Tensor, cfg: Config, step: int) -> None:
     """The model as MLflow's, registered as well when `registry.name` is set."""
     with torch.inference_mode():
         logits = model(images)
-    mlflow.pytorch.log_model(
+    logged = mlflow.pytorch.log_model(
         model,
         name="model",
-        registered_model_name=cfg.registry.name,
         signature=mlflow.models.infer_signature(images.numpy(), logits.numpy()),
         input_example=images.numpy(),
         serialization_format="pt2",  # loads without this file, and without running pickled code
         pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
         step=step,
     )
+    if cfg.registry.name:
+        try:
+            mlflow.register_model(logged.model_uri, cfg.registry.name)
+        except MlflowException as error:  # it can be registered later; the training is done
+            print(f"not registered as {cfg.registry.name!r}: {error}", flush=True)
 
 
 # ---------------------------------------------------------------------------------- main

@@ -1,10 +1,14 @@
 """The main job, as the README has it: MNIST with the default configuration, start to end."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
+import nbformat
 import pytest
-from conftest import CHECKOUT
+from conftest import CHECKOUT, environment
+from nbclient import NotebookClient
 
 # Loads the logged model by its models:/ URI, as anybody would, and scores it on the test images.
 SCORE = """
@@ -50,6 +54,8 @@ def test_the_main_job(cloud):
 
     assert_recorded_in_order(cloud, run_id)
     assert_model_scores(cloud, run, accuracy[-1].value)
+    assert_the_labs_cells_run_on_what_is_pulled(cloud, run_id, accuracy[-1].value)
+    assert_the_notebook_finds_the_same(cloud, accuracy[-1].value)
     for words in ("verified", "GET says 404", "instances left: 0", "epoch 5/5", "$"):
         assert words in output
 
@@ -89,3 +95,27 @@ def assert_model_scores(cloud, run, accuracy):
     assert code == 0, output
     scored = float(output.rpartition("scored")[2])
     assert scored == pytest.approx(accuracy, abs=1e-6)
+
+
+def assert_the_labs_cells_run_on_what_is_pulled(cloud, run_id, accuracy):
+    code, output = cloud.mlflow_gce("pull", run_id)
+    assert code == 0, output
+    cells = Path(__file__).with_name("lab_cells.py")
+    code, output = cloud.run(sys.executable, str(cells), MPLBACKEND="agg")
+    assert code == 0, output
+    assert f"Final accuracy: {accuracy:.2f}%" in output
+    assert re.search(r"Total parameters: \d\d,\d\d\d", output)
+
+
+def assert_the_notebook_finds_the_same(cloud, accuracy):
+    notebook = nbformat.read(CHECKOUT / "analyze.ipynb", as_version=4)
+    path = f"{Path(sys.executable).parent}:{cloud.environ['PATH']}"
+    with environment({**cloud.environ, "PATH": path, "PYTHONPATH": str(CHECKOUT)}):
+        NotebookClient(notebook, timeout=120).execute(cwd=str(cloud.directory))
+    printed = "".join(
+        output.get("text", "")
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    )
+    assert f"Accuracy of the loaded model: {accuracy:.2f} %" in printed

@@ -54,7 +54,15 @@ def test_model_pt_is_a_state_dict_that_opens_on_a_cpu(fast: Sandbox) -> None:
 def test_the_other_artifacts_are_there(fast: Sandbox) -> None:
     (run,) = fast.runs()
     names = {file.path for file in fast.client.list_artifacts(run.info.run_id)}
-    assert names >= {"config.yaml", "training_curves.png", "checkpoints"}
+    figures = {"training_curves", "confusion_matrix", "worst_digits", "calibration"}
+    assert names >= {"config.yaml", "checkpoints", *(f"{name}.png" for name in figures)}
+
+
+def test_the_classes_accuracies_and_the_calibration_are_metrics(fast: Sandbox) -> None:
+    metrics = fast.runs()[0].data.metrics
+    of_classes = [metrics[f"class_accuracy/{number}"] for number in range(10)]
+    assert 0 < sum(of_classes) / 10 <= 100
+    assert 0 <= metrics["calibration_error"] <= 100
 
 
 def test_the_logged_model_takes_grey_values_in_batches_of_any_size(
@@ -73,3 +81,11 @@ def test_a_good_run_prints_its_epochs_and_no_warning(fast: Sandbox) -> None:
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""
     fast.client.delete_run(fast.runs()[-1].info.run_id)
+
+
+def test_the_model_is_registered_under_the_name_asked_for(fast: Sandbox) -> None:
+    fast.train(*FAST, "trainer.epochs=1", "registry.name=digits")
+    run_id = fast.runs()[-1].info.run_id
+    (version,) = fast.client.search_model_versions("name='digits'")
+    assert version.run_id == run_id
+    fast.client.delete_run(run_id)
