@@ -135,7 +135,7 @@ CELLS = [
 ]
 
 
-@pytest.mark.matrix(cells=6)
+@pytest.mark.matrix(cells=3)
 @pytest.mark.parametrize(("event", "moment"), CELLS)
 def test_nothing_leaks_and_nothing_is_lost(cloud, event, moment):
     bound = expected(event, moment)

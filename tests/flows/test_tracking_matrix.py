@@ -362,7 +362,7 @@ def truth(cloud, gates, tmp_path_factory, worker_id):
 
 
 @pytest.mark.timeout(600)  # its own waits end before
-@pytest.mark.matrix(cells=4)
+@pytest.mark.matrix(cells=2)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("outage", OUTAGES, ids=lambda outage: outage.__name__)
 def test_whatever_goes_away_the_run_is_as_if_nothing_had(
