@@ -6,6 +6,8 @@ them back, so it holds only where instances have /tmp for themselves.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import (
@@ -13,6 +15,7 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+from hydra.version import VersionBase
 
 from gce_backend.emulator import isolation
 
@@ -20,6 +23,17 @@ from gce_backend.emulator import isolation
 Plugins.instance()
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("environment")]
+
+
+@pytest.fixture(autouse=True)
+def _no_version_base() -> Iterator[None]:
+    """As in a fresh process: any program imported before, a decorated one, has set its own."""
+    before = VersionBase.instance()
+    VersionBase.set_instance(VersionBase.__new__(VersionBase))
+    VersionBase.instance().__init__()  # type: ignore[misc]
+    yield
+    VersionBase.set_instance(before)
+
 
 isolated = pytest.mark.skipif(
     not isolation.is_permitted(), reason="instances share /tmp with this machine"
