@@ -79,6 +79,12 @@ def test_recursive_gives_json_in_camel_case_with_the_users_names_kept(guest: Gue
     assert "token" not in found["serviceAccounts"]["default"]
 
 
+def test_the_users_names_are_kept_however_deep_the_question_starts(guest: Guest) -> None:
+    found = guest.get("instance/attributes/", recursive="true").json()
+
+    assert found["enable-guest-attributes"] == "TRUE"
+
+
 def test_a_waiting_request_returns_when_the_value_changes(api: Api, guest: Guest) -> None:
     before = guest.get("instance/attributes/", recursive="true")
     answers = []

@@ -111,7 +111,7 @@ def test_time_is_up_and_what_there_is_is_saved(cloud):
 
 
 @pytest.mark.matrix(cells=2)
-@pytest.mark.parametrize("moment", MOMENTS[:4])  # not "fetching": a short training may end first
+@pytest.mark.parametrize("moment", MOMENTS[:5])
 def test_ctrl_c_at_any_time_ends_in_nothing_left_and_killed(cloud, moment):
     stage = Stage(cloud)
     with stage.stopped_at(moment):

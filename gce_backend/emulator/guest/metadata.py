@@ -17,6 +17,8 @@ from typing import Any
 from aiohttp import web
 
 ROOT = "/computeMetadata/v1/"
+# Below these the names are the users' own, and stay as they are.
+_USERS_NAMES = frozenset({"attributes", "guest-attributes"})
 _FLAVOR = {"Metadata-Flavor": "Google", "Server": "Metadata Server for VM"}
 
 Tree = dict[str, Any]
@@ -115,7 +117,8 @@ class Metadata:
     def _render(self, path: str, request: web.BaseRequest) -> tuple[str, str] | None:
         """(text, content type) of a path now; None where there is nothing."""
         node: Any = self._tree()
-        for part in (part for part in path.split("/") if part):
+        parts = [part for part in path.split("/") if part]
+        for part in parts:
             if not isinstance(node, dict) or part not in node:
                 return None
             node = node[part]
@@ -124,7 +127,8 @@ class Metadata:
             node = node()
             return json.dumps(node), "application/json"
         if isinstance(node, dict) and (recursive or request.query.get("alt") == "json"):
-            return json.dumps(_camel(node)), "application/json"
+            theirs = not _USERS_NAMES.isdisjoint(parts)
+            return json.dumps(_camel(node, verbatim=theirs)), "application/json"
         if isinstance(node, dict):
             names = (
                 f"{name}/" if isinstance(value, dict) else name for name, value in node.items()
@@ -150,7 +154,7 @@ def _camel(node: Any, *, verbatim: bool = False) -> Any:
             continue
         head, *rest = name.split("-")
         key = name if verbatim else head + "".join(word.capitalize() for word in rest)
-        theirs = verbatim or name in ("attributes", "guest-attributes", "service-accounts")
+        theirs = verbatim or name in (*_USERS_NAMES, "service-accounts")
         shown[key] = _camel(value, verbatim=theirs and name != "service-accounts")
         if name == "service-accounts":
             shown[key] = {account: _camel(inner) for account, inner in value.items()}
