@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from gce_backend.agent.records import APPLIED_TAG
 from gce_backend.console import Console
 from gce_backend.errors import GceBackendError, StorageError, TrackingError
-from gce_backend.run_store import APPLIED_TAG
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 from gce_backend.tracking import Tracking

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gce_backend.agent.usage import usd
+
 PRICE_DATE = "2026-11-01"
 
 #: machine type -> region -> (on demand, spot), USD per hour.
@@ -86,7 +88,6 @@ DISK_USD_PER_GB_MONTH = {
 }
 EXTERNAL_IP_USD_PER_HOUR = 0.005
 _HOURS_PER_MONTH = 730
-_MINIMUM_BILLED_SECONDS = 60  # cloud.google.com/compute/vm-instance-pricing
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Price:
 
     def cost(self, seconds: float) -> float:
         """USD for an instance that lived ``seconds``; Compute Engine bills at least a minute."""
-        return self.usd_per_hour * max(seconds, _MINIMUM_BILLED_SECONDS) / 3600
+        return usd(self.usd_per_hour, seconds)
 
 
 def price(

@@ -6,20 +6,16 @@ store is therefore the only memory of the mapping, and creating is idempotent.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gce_backend.agent.records import ID_TAG, OF_TAG, translated
 from gce_backend.run_store import RunStore
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
-ID_TAG = "gce.provisional_id"
-OF_TAG = "gce.provisional_of"  # the run whose journal created it
-
-_ID = re.compile(r"(?<![0-9a-f])(?:m-)?[0-9a-f]{32}(?![0-9a-f])")
 _PAGE = 100
 
 
@@ -61,13 +57,7 @@ class ProvisionalIds:
         """JSON or text with every provisional id in its strings replaced."""
         if not self.runs and not self.models:
             return value
-        if isinstance(value, str):
-            return _ID.sub(lambda match: self.real(match[0]), value) if len(value) >= 32 else value
-        if isinstance(value, list):
-            return [self.translate(item) for item in value]
-        if isinstance(value, dict):
-            return {key: self.translate(item) for key, item in value.items()}
-        return value
+        return translated(value, self.real)
 
     def _search_runs(self, experiment_id: str) -> Iterator[Run]:
         from mlflow.entities import ViewType

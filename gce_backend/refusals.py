@@ -1,42 +1,20 @@
-"""What the store did not accept of a journal: counted on the run, kept as artifacts, told.
+"""What the store did not accept of a journal, kept and told by the client.
 
-The run's tag ``gce.journal.refused`` counts and shows the first few; the artifacts
-``gce-refused/<number of a journal segment>.json`` have every one with its reason and its record.
+``agent/refusals.py`` says in which form, since an agent that forwards leaves the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from gce_backend.agent.records import Refusal
+from gce_backend.agent.refusals import DIRECTORY, artifact
 from gce_backend.errors import ConfigError, StorageError
-from gce_backend.replay import Refusal
 from gce_backend.storage import Storage, parse_uri
 
-REFUSED_TAG = "gce.journal.refused"
-DIRECTORY = "gce-refused"
-
-_REASONS_TAGGED = 3
-_RECORD_CHARACTERS = 4000
 _TOLD = 3
-
-
-def account(before: str | None, new: Iterable[Refusal]) -> str:
-    """The tag's JSON: how many were refused, and the first few with their reasons.
-
-    Args:
-        before: the tag so far.
-    """
-    total: dict[str, Any] = json.loads(before) if before else {"count": 0, "first": []}
-    for refusal in new:
-        total["count"] += refusal.count
-        if len(total["first"]) < _REASONS_TAGGED:
-            total["first"].append(
-                {"record": refusal.seq, "what": refusal.what[:200], "reason": refusal.reason[:300]}
-            )
-    return json.dumps(total, ensure_ascii=False)  # a tag holds 5000 characters
 
 
 def keep(
@@ -53,22 +31,10 @@ def keep(
     Args:
         segment: number of the last journal segment that they come from.
     """
-    by_seq = {record.get("seq"): record for record in records}
-    entries = [
-        {
-            "record": refusal.seq,
-            "what": refusal.what,
-            "reason": refusal.reason,
-            "count": refusal.count,
-            "content": json.dumps(by_seq.get(refusal.seq), ensure_ascii=False)[:_RECORD_CHARACTERS],
-        }
-        for refusal in new
-    ]
+    path, content = artifact(segment, new, records)
     with contextlib.suppress(StorageError, ConfigError):  # ConfigError: not in a bucket
         bucket, root = parse_uri(artifact_uri)
-        name = f"{root}/{DIRECTORY}/{segment:06d}.json"
-        data = json.dumps(entries, indent=1, ensure_ascii=False).encode()
-        storage.in_bucket(bucket).put(name, data, content_type="application/json")
+        storage.in_bucket(bucket).put(f"{root}/{path}", content, content_type="application/json")
 
 
 class Teller:

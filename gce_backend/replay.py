@@ -1,135 +1,62 @@
-"""Journal records become calls to the MLflow store: in order, merged where order is free.
+"""Journal records become calls to the MLflow store.
 
 The bodies are parsed with MLflow's own protocol messages and become its own entities, as in its
-server, so nothing is lost on the way. Metrics, parameters and tags of a run are collected into
-batches; anything else first sends what was collected.
+server, so nothing is lost on the way.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from gce_backend.batch import COLLECTED, Batch, Body, Item, parsed, parts
-from gce_backend.provisional import ID_TAG, OF_TAG, ProvisionalIds
-from gce_backend.run_store import Refused, RunStore
-
-# A provisional model becomes READY when its files are in place; until then its status waits here.
-FINAL_STATUS_TAG = "gce.final_status"
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Something the store does not accept: which record, what in it, and the store's reason.
-
-    ``seq`` is 0 for a record that does not tell its number.
-    """
-
-    seq: int
-    what: str
-    reason: str
-    count: int = 1
+from gce_backend.agent.records import (
+    FINAL_STATUS_TAG,
+    ID_TAG,
+    OF_TAG,
+    Item,
+    Records,
+    Refusal,
+    Refused,
+)
+from gce_backend.batch import COLLECTED, Body, parsed
+from gce_backend.provisional import ProvisionalIds
+from gce_backend.run_store import RunStore
 
 
-class Replay:
-    """Applies records one after another; `flush` when they must be in the store.
-
-    Args:
-        refuse: told of everything that the store does not accept; it never stops the rest.
-    """
+class Replay(Records):
+    """Raises TrackingError where it may all be done again later, from the segment's start."""
 
     def __init__(
         self, store: RunStore, ids: ProvisionalIds, refuse: Callable[[Refusal], None]
     ) -> None:
+        super().__init__(ids.translate, refuse)
         self._store = store
         self._ids = ids
-        self._refuse = refuse
-        self._batches: dict[str, Batch] = {}
 
-    def take(self, record: dict[str, Any]) -> None:
-        """Apply one record.
-
-        Raises:
-            TrackingError: the store is away; the record, and what was collected, may be applied
-                again from the start of their segments.
-        """
-        from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
-
-        seq = record["seq"] if isinstance(record.get("seq"), int) else 0
-        try:
-            method, path = str(record["method"]), self._ids.translate(str(record["path"]))
-            body = self._ids.translate(record.get("body") or {})
-            collect = COLLECTED.get(path)
-            if collect is not None:
-                run_id = body.get("run_id") or body["run_uuid"]
-                for item in collect(body, seq):
-                    self._collect(run_id, item)
-                return
-            self.flush()
-            self._call(method, path, body, record)
-        except Refused as refused:
-            self._refuse(Refusal(seq, f"{record.get('method')} {record.get('path')}", str(refused)))
-        except (ParseError, LookupError, TypeError, ValueError, AttributeError) as error:
-            what = f"{record.get('path') or record.get('unreadable') or 'a record'}"
-            self._refuse(Refusal(seq, what[:100], f"not a journal record: {error!r}"[:300]))
-
-    def flush(self) -> None:
-        """Send what was collected."""
-        batches, self._batches = self._batches, {}
-        for run_id, batch in batches.items():
-            self._send(run_id, batch.items)
-
-    def _collect(self, run_id: str, item: Item) -> None:
-        batch = self._batches.setdefault(run_id, Batch())
-        if not batch.add(item):
-            self._send(run_id, batch.items)
-            self._batches[run_id] = Batch()
-            self._batches[run_id].add(item)
-
-    def _send(self, run_id: str, items: list[Item]) -> None:
-        """One call; where it is refused, smaller ones, down to the entry that is at fault."""
-        try:
-            self._store.write(
-                lambda: self._store.store.log_batch(
-                    run_id,
-                    metrics=[item.entity for item in items if item.kind == "metric"],
-                    params=[item.entity for item in items if item.kind == "param"],
-                    tags=[item.entity for item in items if item.kind == "tag"],
-                )
+    def log_batch(self, run_id: str, items: list[Item]) -> None:
+        self._store.write(
+            lambda: self._store.store.log_batch(
+                run_id,
+                metrics=[item.entity for item in items if item.kind == "metrics"],
+                params=[item.entity for item in items if item.kind == "params"],
+                tags=[item.entity for item in items if item.kind == "tags"],
             )
-        except Refused as refused:
-            if len(items) == 1 or not self._is_active(run_id):
-                first = items[0]
-                what = f"{first.kind} {first.entity.key!r} of run {run_id}"
-                self._refuse(Refusal(first.seq, what, str(refused), len(items)))
-                return
-            for part in parts(items):
-                self._send(run_id, part)
+        )
 
-    def _is_active(self, run_id: str) -> bool:
+    def is_active(self, run_id: str) -> bool:
         try:
             run = self._store.write(lambda: self._store.store.get_run(run_id))
         except Refused:
             return False
         return bool(run.info.lifecycle_stage == "active")
 
-    # ------------------------------------------------------------------ one by one
+    def malformed(self) -> tuple[type[Exception], ...]:
+        from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 
-    def _call(self, method: str, path: str, body: Body, record: dict[str, Any]) -> None:
-        call = _CALLS.get((method, path))
-        if call is not None:
-            call(self, body, record)
-            return
-        parts = path.split("/")
-        if parts[0] == "logged-models" and len(parts) > 1:
-            what = parts[2] if len(parts) > 2 else ""
-            change = _MODEL_CALLS.get((method, what))
-            if change is not None:
-                change(self, parts[1], body, "/".join(parts[3:]))
-                return
-        raise Refused("this version of mlflow-gce does not know this write")
+        return (ParseError, *super().malformed())
+
+    # ------------------------------------------------------------------ one by one
 
     def _create_run(self, body: Body, record: dict[str, Any]) -> None:
         from mlflow.entities import RunTag
@@ -296,7 +223,9 @@ class Replay:
         self._store.write(delete)
 
 
-_CALLS: dict[tuple[str, str], Callable[[Replay, Body, dict[str, Any]], None]] = {
+Replay.collected = COLLECTED
+
+Replay.calls = {
     ("POST", "runs/create"): Replay._create_run,
     ("POST", "runs/update"): Replay._update_run,
     ("POST", "runs/log-inputs"): Replay._log_inputs,
@@ -307,8 +236,7 @@ _CALLS: dict[tuple[str, str], Callable[[Replay, Body, dict[str, Any]], None]] = 
     ("POST", "logged-models"): Replay._create_model,
 }
 
-# What comes after logged-models/<id>/.
-_MODEL_CALLS: dict[tuple[str, str], Callable[[Replay, str, Body, str], None]] = {
+Replay.model_calls = {
     ("PATCH", ""): Replay._finalize_model,
     ("POST", "params"): Replay._log_model_params,
     ("PATCH", "tags"): Replay._set_model_tags,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gce_backend.agent.records import APPLIED_TAG, Refused
 from gce_backend.errors import TrackingError
 from gce_backend.urls import without_credentials
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-APPLIED_TAG = "gce.journal.applied"  # number of the last journal segment that is in the store
 _PROBE_TAG = "gce.journal.probe"
 
 # How often a write may fail, each time with a good write succeeding after it, before it is refused.
@@ -66,10 +66,6 @@ def brief_retries() -> Iterator[None]:
                         os.environ.pop(name, None)
                     else:
                         os.environ[name] = value
-
-
-class Refused(Exception):
-    """The store is well and does not accept this write."""
 
 
 class RunStore:

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from gce_backend.agent.records import APPLIED_TAG, FINAL_STATUS_TAG, Refusal
+from gce_backend.agent.refusals import REFUSED_TAG, account
 from gce_backend.errors import TrackingError
 from gce_backend.lease import Lease, LeaseLost
 from gce_backend.provisional import ProvisionalIds
-from gce_backend.refusals import REFUSED_TAG, Teller, account, keep
+from gce_backend.refusals import Teller, keep
 from gce_backend.relocation import Move, relocate
-from gce_backend.replay import FINAL_STATUS_TAG, Refusal, Replay
-from gce_backend.run_store import APPLIED_TAG, RunStore, brief_retries
+from gce_backend.replay import Replay
+from gce_backend.run_store import RunStore, brief_retries
 
 if TYPE_CHECKING:
     from gce_backend.agent.paths import RunPaths

@@ -59,6 +59,8 @@ LAYERS = [
     {"interrupts", "console", "credentials"},
     {"errors", "finding", "lifecycle", "polling", "presence", "prices", "urls"},
 ]
+#: Of the agent, what the client knows: names, and what both must do alike. Pure, all of them.
+SHARED = {"paths", "records", "refusals", "entities", "usage"}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 
@@ -97,7 +99,7 @@ def test_imports_go_downwards_only(file):
     for module in ours(file):
         top = module.partition(".")[0]
         if top == "agent":
-            assert module == "agent.paths", "of the agent, the client knows the names alone"
+            assert module.removeprefix("agent.") in SHARED, f"{module} is the agent's own"
         elif top == "commands":
             assert here == "commands", "only the table in cli.py knows the commands"
         else:
@@ -111,6 +113,12 @@ def test_imports_go_downwards_only(file):
 def test_the_agent_imports_the_standard_library_alone(file):
     for module, _ in imports_of(file):
         assert module.startswith(".") or module.partition(".")[0] in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", sorted(SHARED))
+def test_what_client_and_agent_share_leans_on_nothing_of_either(name):
+    for module, _ in imports_of(PACKAGE / "agent" / f"{name}.py"):
+        assert not module.startswith(".") or module.removeprefix(".") in SHARED
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from gce_backend import facts
+from gce_backend.agent import usage
 from gce_backend.agent.paths import RunPaths
 from gce_backend.submission import Submission
 from gce_backend.tracking import Tracking
@@ -43,7 +44,7 @@ def submission(run_id, attempt=1, usd_per_hour=0.36):
 
 
 def test_seconds_of_each_part_come_from_the_status():
-    assert facts.seconds(submission("r"), STATUS) == {
+    assert usage.seconds(STATUS, submission("r").created_at) == {
         "gce/seconds_boot": 30.0,
         "gce/seconds_environment": 60.5,
         "gce/seconds_training": 100.0,
@@ -55,7 +56,7 @@ def test_seconds_of_each_part_come_from_the_status():
 def test_parts_that_were_not_reached_are_left_out():
     early = {"phases": STATUS["phases"][:1], "ended_at": None, "written_at": 1050.0}
 
-    assert facts.seconds(submission("r"), early) == {
+    assert usage.seconds(early, submission("r").created_at) == {
         "gce/seconds_boot": 30.0,
         "gce/seconds_instance": 50.0,
     }
@@ -93,4 +94,4 @@ def test_without_the_attempts_own_status_nothing_is_written(store, run_id, statu
 def test_without_a_list_price_there_is_no_cost(store, run_id):
     facts.record(Tracking(store), submission(run_id, usd_per_hour=None), STATUS)
 
-    assert facts.COST not in MlflowClient(store).get_run(run_id).data.metrics
+    assert usage.COST not in MlflowClient(store).get_run(run_id).data.metrics

@@ -24,12 +24,13 @@ from typing import Any
 import pytest
 from journals import PREFIX, Record, SyncedRun, export, make_run, recording
 
+from gce_backend.agent.records import APPLIED_TAG, ID_TAG, OF_TAG
+from gce_backend.agent.refusals import DIRECTORY, REFUSED_TAG
 from gce_backend.batch import COLLECTED
 from gce_backend.errors import TrackingError
-from gce_backend.provisional import ID_TAG, OF_TAG, ProvisionalIds
-from gce_backend.refusals import DIRECTORY, REFUSED_TAG
-from gce_backend.replay import _CALLS, _MODEL_CALLS, Replay
-from gce_backend.run_store import APPLIED_TAG, RunStore, brief_retries
+from gce_backend.provisional import ProvisionalIds
+from gce_backend.replay import Replay
+from gce_backend.run_store import RunStore, brief_retries
 from gce_backend.storage import Storage
 from gce_backend.sync import JournalApplier
 from gce_backend.urls import without_credentials
@@ -544,12 +545,12 @@ POISON: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def test_every_kind_of_record_can_be_refused_without_stopping_what_follows(run: SyncedRun) -> None:
-    known = {("POST", path) for path in COLLECTED} | set(_CALLS)
+    known = {("POST", path) for path in COLLECTED} | set(Replay.calls)
     of_models = {
         (method, "".join(path.split("/")[2:3])) for method, path in POISON if _NO_MODEL in path
     }
     assert {key for key in POISON if _NO_MODEL not in key[1]} == known
-    assert of_models == set(_MODEL_CALLS)
+    assert of_models == set(Replay.model_calls)
     records = [record(run, "runs/log-parameter", {"key": "lr", "value": "0.1"})]
     for number, ((method, path), body) in enumerate(POISON.items(), 1):
         records.append(record(run, path, body, method=method, provisional_id=f"{number:032x}"))

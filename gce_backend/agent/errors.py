@@ -6,7 +6,6 @@
     ├── CloudError            a cloud endpoint refused or did not answer: .status (0: no answer)
     ├── EnvironmentFailed     the environment could not be built: end reason environment_failed
     ├── ServerAway            nothing can be forwarded to the tracking server now
-    ├── Refused               the tracking server is well and does not accept this write
     └── Stopped               cancelled or out of time before there was a trainer
     RelayError                an answer of the relay in MLflow's error format
 """
@@ -39,10 +38,6 @@ class ServerAway(AgentError):
     def __init__(self, message: str, *, denied: bool = False) -> None:
         super().__init__(message)
         self.denied = denied
-
-
-class Refused(AgentError):
-    """The tracking server is well and does not accept this write."""
 
 
 class Stopped(AgentError):

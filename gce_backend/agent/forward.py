@@ -19,10 +19,11 @@ from .forward_files import Files
 from .forward_ids import model_tags
 from .forward_journal import ServerJournal
 from .forward_lease import EXPIRES_S, LeaseTaken
-from .forward_replay import FINAL_STATUS_TAG, STATUSES
+from .forward_replay import STATUSES
 from .forward_secret import Credentials
 from .forward_server import Server
 from .metadata import MetadataServer
+from .records import FINAL_STATUS_TAG
 from .segments import Segments
 from .spec import Spec
 from .storage import Storage

@@ -6,17 +6,13 @@ server is the only memory of the mapping, and creating is idempotent, for the ag
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .entities import Json
 from .forward_server import Server, tags_of
+from .records import ID_TAG, OF_TAG, translated
 
-ID_TAG = "gce.provisional_id"
-OF_TAG = "gce.provisional_of"  # the run whose journal created it
-
-_ID = re.compile(r"(?<![0-9a-f])(?:m-)?[0-9a-f]{32}(?![0-9a-f])")
 _PAGE = 100
 
 
@@ -62,13 +58,7 @@ class ServerIds:
         """JSON or text with every provisional id in its strings replaced."""
         if not self.runs and not self.models:
             return value
-        if isinstance(value, str):
-            return _ID.sub(lambda match: self.real(match[0]), value) if len(value) >= 32 else value
-        if isinstance(value, list):
-            return [self.translate(item) for item in value]
-        if isinstance(value, dict):
-            return {key: self.translate(item) for key, item in value.items()}
-        return value
+        return translated(value, self.real)
 
     def _delete(self, method: str, path: str, body: Json) -> None:
         self._server.read(lambda: self._server.send(method, path, body))

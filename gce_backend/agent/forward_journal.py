@@ -7,19 +7,21 @@ the other way round; a lease in the bucket lets one at a time do it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .endpoint import retrying
 from .entities import Json
 from .errors import CloudError, ServerAway
 from .forward_ids import ServerIds
 from .forward_lease import Lease, LeaseTaken
-from .forward_refusals import DIRECTORY, REFUSED_TAG, account, keep
-from .forward_replay import Refusal, Replay
-from .forward_server import APPLIED_TAG, Server, tags_of
+from .forward_replay import Replay
+from .forward_server import Server, tags_of
+from .records import APPLIED_TAG, Refusal
+from .refusals import DIRECTORY, REFUSED_TAG, account, artifact
 from .segments import Segments
 from .spec import Spec
 from .storage import Storage
@@ -118,13 +120,19 @@ class ServerJournal:
     def _set_aside(
         self, refused: list[Refusal], records: list[Json], last: int, artifact_uri: str
     ) -> None:
-        keep(self._storage, artifact_uri, last, refused, records)
+        self._keep(artifact_uri, *artifact(last, refused, records))
         for refusal in refused[: max(0, _REASONS_TOLD - self._refusals_said)]:
             self._refusals_said += 1
             self._say(
                 f"the tracking server refuses {refusal.what}: {refusal.reason}. It is set aside "
                 f"among the run's artifacts: {DIRECTORY}/"
             )
+
+    def _keep(self, artifact_uri: str, path: str, content: bytes) -> None:
+        bucket, _, root = artifact_uri.removeprefix("gs://").partition("/")
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        with suppress(CloudError):  # the journal itself stays in the bucket
+            self._storage.put(bucket, f"{root}/{path}", content, md5=md5)
 
     def _advance(self, last: int, refused: list[Refusal], before: str | None) -> None:
         """In one write, so that both are counted once even if this process dies here."""

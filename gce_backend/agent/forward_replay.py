@@ -1,24 +1,20 @@
-"""Journal records become requests to the tracking server: in order, merged where order is free.
+"""Journal records become requests to the tracking server.
 
 The bodies are what MLflow's client sent, so they go on as they are; only ids, and what a repeated
-request would do twice, are looked after. A client that applies the journal does the same things
-(``replay.py``), so either may take over from the other anywhere.
+request would do twice, are looked after.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from .entities import Json
-from .errors import Refused
-from .forward_batch import COLLECTED, Batch, Item, body_of, parts
-from .forward_ids import ID_TAG, OF_TAG, ServerIds
+from .forward_batch import COLLECTED, body_of
+from .forward_ids import ServerIds
 from .forward_server import Server, tags_of
+from .records import FINAL_STATUS_TAG, ID_TAG, OF_TAG, Item, Records, Refusal, Refused
 
-# A provisional model becomes READY when its files are in place; until then its status waits here.
-FINAL_STATUS_TAG = "gce.final_status"
 # MLflow's protocol names them so; the tag holds the entity's name, which the client reads.
 STATUSES = {
     "LOGGED_MODEL_PENDING": "PENDING",
@@ -28,82 +24,25 @@ STATUSES = {
 _STATUS_NUMBERS = dict(enumerate(STATUSES, 1))
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Something the server does not accept: which record, what in it, and the reason."""
-
-    seq: int
-    what: str
-    reason: str
-    count: int = 1
-
-
-class Replay:
-    """Applies records one after another; ``flush`` when they must be on the server.
-
-    Args:
-        refuse: told of everything that the server does not accept; it never stops the rest.
-    """
+class Replay(Records):
+    """Raises ServerAway where it may all be done again later, from the segment's start."""
 
     def __init__(self, server: Server, ids: ServerIds, refuse: Callable[[Refusal], None]) -> None:
-        self._server, self._ids, self._refuse = server, ids, refuse
-        self._batches: dict[str, Batch] = {}
+        super().__init__(ids.translate, refuse)
+        self._server, self._ids = server, ids
 
-    def take(self, record: Json) -> None:
-        """Apply one record. ServerAway: it may be applied again, from its segment's start."""
-        seq = record["seq"] if isinstance(record.get("seq"), int) else 0
-        try:
-            method, path = str(record["method"]), self._ids.translate(str(record["path"]))
-            body = self._ids.translate(record.get("body") or {})
-            collect = COLLECTED.get(path)
-            if collect is not None:
-                run_id = str(body.get("run_id") or body["run_uuid"])
-                for item in collect(body, seq):
-                    self._collect(run_id, item)
-                return
-            self.flush()
-            self._call(method, path, body, record)
-        except Refused as refused:
-            self._refuse(Refusal(seq, f"{record.get('method')} {record.get('path')}", str(refused)))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            what = str(record.get("path") or "a record")[:100]
-            self._refuse(Refusal(seq, what, f"not a journal record: {error!r}"[:300]))
+    def log_batch(self, run_id: str, items: list[Item]) -> None:
+        self._write("POST", "runs/log-batch", body_of(run_id, items))
 
-    def flush(self) -> None:
-        """Send what was collected."""
-        batches, self._batches = self._batches, {}
-        for run_id, batch in batches.items():
-            self._send(run_id, batch.items)
-
-    def _collect(self, run_id: str, item: Item) -> None:
-        batch = self._batches.setdefault(run_id, Batch())
-        if not batch.add(item):
-            self._send(run_id, batch.items)
-            self._batches[run_id] = Batch()
-            self._batches[run_id].add(item)
-
-    def _send(self, run_id: str, items: list[Item]) -> None:
-        """One request; where it is refused, smaller ones, down to the entry that is at fault."""
-        try:
-            self._write("POST", "runs/log-batch", body_of(run_id, items))
-        except Refused as refused:
-            is_active = self._is_active(run_id)
-            if not is_active and (other := self._ids.replaced(run_id)) != run_id:
-                self._send(other, items)
-            elif len(items) == 1 or not is_active:
-                first = items[0]
-                what = f"{first.kind[:-1]} {first.entity.get('key')!r} of run {run_id}"
-                self._refuse(Refusal(first.seq, what, str(refused), len(items)))
-            else:
-                for part in parts(items):
-                    self._send(run_id, part)
-
-    def _is_active(self, run_id: str) -> bool:
+    def is_active(self, run_id: str) -> bool:
         try:
             stage = self._get_run(run_id)["info"].get("lifecycle_stage", "active")
             return bool(stage == "active")
         except Refused:
             return False
+
+    def successor(self, run_id: str) -> str:
+        return self._ids.replaced(run_id)
 
     def _get_run(self, run_id: str) -> Json:
         run: Json = self._write("GET", "runs/get", {"run_id": run_id})["run"]
@@ -113,18 +52,6 @@ class Replay:
         return self._server.write(lambda: self._server.send(method, path, body))
 
     # -- one by one ---------------------------------------------------------------------------
-
-    def _call(self, method: str, path: str, body: Json, record: Json) -> None:
-        if call := _CALLS.get((method, path)):
-            call(self, body, record)
-            return
-        parts = path.split("/")
-        if parts[0] == "logged-models" and len(parts) > 1:
-            what = parts[2] if len(parts) > 2 else ""
-            if change := _MODEL_CALLS.get((method, what)):
-                change(self, parts[1], body, "/".join(parts[3:]))
-                return
-        raise Refused("this version of mlflow-gce does not know this write")
 
     def _create_run(self, body: Json, record: Json) -> None:
         provisional = str(record["provisional_id"])
@@ -231,7 +158,9 @@ class Replay:
             self._write("DELETE", f"logged-models/{model_id}/tags/{key}", {})
 
 
-_CALLS: dict[tuple[str, str], Callable[[Replay, Json, Json], None]] = {
+Replay.collected = COLLECTED
+
+Replay.calls = {
     ("POST", "runs/create"): Replay._create_run,
     ("POST", "runs/update"): Replay._update_run,
     ("POST", "runs/log-inputs"): Replay._log_inputs,
@@ -242,8 +171,7 @@ _CALLS: dict[tuple[str, str], Callable[[Replay, Json, Json], None]] = {
     ("POST", "logged-models"): Replay._create_model,
 }
 
-# What comes after logged-models/<id>/.
-_MODEL_CALLS: dict[tuple[str, str], Callable[[Replay, str, Json, str], None]] = {
+Replay.model_calls = {
     ("PATCH", ""): Replay._finalize_model,
     ("POST", "params"): Replay._log_model_params,
     ("PATCH", "tags"): Replay._set_model_tags,

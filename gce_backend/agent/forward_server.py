@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 from .endpoint import Endpoint
 from .entities import Json
-from .errors import CloudError, Refused, ServerAway
+from .errors import CloudError, ServerAway
 from .forward_secret import Credentials
+from .records import Refused
 
 T = TypeVar("T")
 
-APPLIED_TAG = "gce.journal.applied"  # number of the last journal segment that is in the store
 _PROBE_TAG = "gce.journal.probe"
 _ROOT = "/api/2.0/mlflow/"
 _TIMEOUT_S = 10.0

@@ -13,9 +13,10 @@ import pytest
 from journals import export
 
 from gce_backend import facts
+from gce_backend.agent.refusals import REFUSED_TAG
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
-from gce_backend.sync import REFUSED_TAG, JournalApplier
+from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Tracking
 
 from .cloud import Gcs, wait_for
