@@ -1,13 +1,13 @@
 """A tracking server that the instance reaches too: the run is complete there without a client."""
 
 import signal
-import socket
 
 import pytest
 from agent.front import Front
 from agent.tracking_server import TrackingServer
 from conftest import wait_until
 from mlflow.tracking import MlflowClient
+from stores import address_of_this_machine
 
 SECRET_TEXT = "s3cret-of-the-tracking-server"
 TRAINER = """
@@ -20,16 +20,6 @@ with mlflow.start_run():
     with mlflow.start_run(nested=True, run_name="child") as child:
         mlflow.log_text(child.info.run_id, "child.txt")
 """
-
-
-def address_of_this_machine():
-    """One that is not loopback; where there is none, the host's name, which is none by its form."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("198.51.100.1", 9))  # sends nothing
-            return str(probe.getsockname()[0])
-        except OSError:
-            return socket.gethostname()
 
 
 @pytest.fixture
