@@ -140,12 +140,6 @@ class Scheduler:
             time.sleep(0.05)
         return list(self._running.values())
 
-    @property
-    def in_use(self) -> int:
-        """How many jobs have an instance, or are getting one."""
-        with self._lock:
-            return len(self._starting) + len(self._running)
-
     # -- the thread ---------------------------------------------------------------------------
 
     def _loop(self) -> None:

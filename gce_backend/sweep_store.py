@@ -170,10 +170,6 @@ class SweepStore(Tracking):
         self.set_tags(run_id, tags)
         self._client.set_terminated(run_id, status)
 
-    @_answering
-    def log_value(self, run_id: str, key: str, value: float) -> None:
-        self._client.log_metric(run_id, key, value)
-
 
 def put_table(storage: Storage, artifact_uri: str, table: Table, words: Sequence[str]) -> None:
     """The sweep's artifacts, straight into the bucket that MLflow reads them from."""
