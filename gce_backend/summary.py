@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gce_backend.agent.paths import RUN_LABEL
 from gce_backend.compute import Compute
@@ -16,6 +15,7 @@ from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 from gce_backend.tracking import Tracking
 
+_MOST_METRICS = 8
 _LOG_TAIL_BYTES = 4_000
 
 
@@ -65,7 +65,7 @@ def summarize(
         attempts = f", {submission.attempt} attempts" if submission.attempt > 1 else ""
         rows = {
             "status": f"{OUTCOME[reason].mlflow_status} ({reason.value})",
-            **_metrics(run.data.metrics),
+            **headline(run.data.metrics),
             "instance": f"{seconds:.1f} s from insert to deletion{attempts}"
             f"{_cost(submission, seconds)}",
             "artifacts": str(run.info.artifact_uri),
@@ -98,9 +98,10 @@ def _cost(submission: Submission, seconds: float) -> str:
     return f", about ${Price(submission.usd_per_hour).cost(seconds):.4f} by list price"
 
 
-def _metrics(metrics: dict[str, float]) -> dict[str, Any]:
-    """The last values of the trainer's own metrics, the accuracies first."""
+def headline(metrics: dict[str, float]) -> dict[str, str]:
+    """The last values of some of the trainer's own metrics: those of no group (``group/name``)
+    before others, accuracies before the rest."""
     not_its_own = ("system/", "gce/")
     own = {name: value for name, value in metrics.items() if not name.startswith(not_its_own)}
-    ordered = sorted(own, key=lambda name: ("accuracy" not in name, name))
-    return {name: f"{own[name]:.6g}" for name in ordered[:8]}
+    ordered = sorted(own, key=lambda name: ("/" in name, "accuracy" not in name, name))
+    return {name: f"{own[name]:.6g}" for name in ordered[:_MOST_METRICS]}
