@@ -26,13 +26,13 @@ class Cancelling:
         self._submission = submission
         self._storage = storage
         self._compute = compute
-        self._threads: list[threading.Thread] = []
+        self._ways: set[str] = set()
         self._taken = threading.Event()
         self._over = threading.Event()
 
     @property
     def is_asked(self) -> bool:
-        return bool(self._threads)
+        return bool(self._ways)
 
     @property
     def is_taken(self) -> bool:
@@ -40,16 +40,16 @@ class Cancelling:
         return self._taken.is_set()
 
     def ask(self) -> None:
-        """Begin to ask; returns at once."""
-        if self._threads:
-            return
+        """Begin to ask; returns at once. A signal may break it off: asked again, it goes on."""
         for name, way in (("object", self._by_object), ("attribute", self._by_attribute)):
-            target = self._trying(way)
-            self._threads.append(
-                threading.Thread(target=target, daemon=True, name=f"cancel-{name}")
-            )
-        for thread in self._threads:
-            thread.start()
+            if name not in self._ways:
+                target = self._trying(way)
+                threading.Thread(target=target, daemon=True, name=f"cancel-{name}").start()
+                self._ways.add(name)
+
+    def delivered(self, seconds: float) -> bool:
+        """Wait so long at most; whether the wish has got through."""
+        return self._taken.wait(seconds)
 
     def close(self) -> None:
         """Stop trying: the run has ended."""

@@ -160,11 +160,11 @@ class Follower:
 
     def _heed_cancel(self) -> None:
         if self._interrupts.wants_cancel and not self._cancelling.is_asked:
+            self._cancelling.ask()
             self._console.warn(
                 "cancelling: the training is ended and its results are saved; "
                 "Ctrl-C once more leaves without waiting"
             )
-            self._cancelling.ask()
         if self._cancelling.is_taken and self._cancelled_at is None:
             self._cancelled_at = time.monotonic()
 

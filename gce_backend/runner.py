@@ -45,6 +45,8 @@ from gce_backend.tracking import END_REASON_TAG, Tracking
 
 __all__ = ["Limits", "Result", "Runner"]
 
+_GOES_ON = "goes on by itself"
+_LAST_WISH_SECONDS = 2.0  # a cancel gets so long to get through to the run before we leave it
 _MOST_RESTARTS = 2
 _RESTARTED = "started again after a host error"
 _RESTARTS_TAG = "gce.restarts"
@@ -90,6 +92,7 @@ class Runner:
         self._life = Lifecycle(phase=Phase.CREATING)
         self._step = "is being followed"
         self._wants_cancel = False
+        self._cancel_is_lost = False
 
     # ------------------------------------------------------------------ what commands ask for
 
@@ -197,7 +200,7 @@ class Runner:
     def _follow_one(self, interrupts: Interrupts, live: LiveSync, log: LiveLog) -> End:
         """One attempt, to the end of its instance's work."""
         here = self.submission
-        self._step = "goes on by itself"
+        self._step = _GOES_ON
         brief = Compute(here.project, endpoint=self._endpoints.compute, retry_seconds=0.0)
         cancelling = Cancelling(here, self._storage, self._compute)
         if self._wants_cancel:
@@ -215,6 +218,11 @@ class Runner:
                 log=log,
                 limits=self._limits,
             ).follow()
+        except BaseException:
+            if self._wants_cancel or interrupts.wants_cancel:
+                cancelling.ask()  # the signal may have come before the follower did
+                self._cancel_is_lost = not cancelling.delivered(_LAST_WISH_SECONDS)
+            raise
         finally:
             cancelling.close()
 
@@ -347,13 +355,17 @@ class Runner:
         here = self.submission
         own = (
             f", and its instance {here.instance!r} deletes itself at the end"
-            if self._step == "goes on by itself"
+            if self._step == _GOES_ON
             else ""
         )
-        return (
-            f"detached from run {here.run_id}; it {self._step}{own}. Come back with:\n"
-            f"  mlflow-gce attach {here.run_id}"
-        )
+        left = f"detached from run {here.run_id}; it {self._step}{own}. "
+        if self._cancel_is_lost:
+            return (
+                f"{left}Neither Compute Engine nor the bucket took the cancel within "
+                f"{_LAST_WISH_SECONDS:.0f} s: it did not get through. To cancel the run, use:\n"
+                f"  mlflow-gce stop {here.run_id}"
+            )
+        return f"{left}Come back with:\n  mlflow-gce attach {here.run_id}"
 
     def _write_end(self, reason: EndReason, status: dict[str, Any] | None) -> int:
         """The journal's rest and how the run ended, into the store as soon as it answers.

@@ -36,8 +36,11 @@ def result_of(submission: Submission, end: End, serial: str, storage: Storage) -
     """
     if end.reason is EndReason.SUCCEEDED:
         return Result(end.reason, 0, "")
-    code = (end.status or {}).get("exit_code")
-    exit_code = 130 if end.reason is EndReason.CANCELLED else (code or 1)
+    exit_code = {
+        EndReason.CANCELLED: 130,
+        # Any other end has the entry point's code from the signal that ended it, not from itself.
+        EndReason.EXITED_NONZERO: (end.status or {}).get("exit_code") or 1,
+    }.get(end.reason, 1)
     tail = log_tail(storage, submission) or serial[-_LOG_TAIL_BYTES:]
     message = (
         f"run {submission.run_id} ended: {end.reason.value.replace('_', ' ')}. {end.detail}\n"

@@ -77,18 +77,45 @@ def test_a_detached_run_goes_on_and_can_be_stopped(cloud, number):
 
 def test_a_second_ctrl_c_leaves_without_waiting_and_the_cancel_goes_on(cloud):
     """The trainer ignores SIGTERM, so that the first Ctrl-C takes its time."""
-    following = cloud.start_run(PLAIN, "-e", "stubborn", *LONG, "-P", "gce.grace_seconds=4")
+    following = cloud.start_run(PLAIN, "-e", "stubborn", *LONG, "-P", "gce.grace_seconds=12")
     following.wait_for("step 2 of")
+    # Neither way of cancelling is through yet when the second signal comes.
+    cloud.emulator.inject(Fault("unavailable", "instances.setMetadata"))
+    cloud.emulator.inject(
+        Fault("unavailable", "storage.objects.insert", f"{cloud.bucket}/*/cancel")
+    )
 
     following.send(signal.SIGINT)
     following.wait_for("cancelling")
     following.send(signal.SIGINT)
 
-    assert following.end(seconds=3) == 130, following.text
+    assert following.end(seconds=10) == 130, following.text
     run_id = cloud.only_run().info.run_id
     assert f"mlflow-gce attach {run_id}" in following.text
     wait_until(lambda: cloud.emulator.instances() == [], what="the instance's own deletion")
     code, output = cloud.mlflow_gce("sync", run_id)
+    assert code == 0, output
+    assert cloud.only_run().info.status == "KILLED"
+
+
+def test_leaving_a_cancel_that_reached_nobody_says_so_and_what_to_do(cloud):
+    following = cloud.start_run(PLAIN, *LONG)
+    following.wait_for("step 2 of")
+    cloud.emulator.inject(Fault("unavailable", "instances.setMetadata", times=None))
+    cloud.emulator.inject(
+        Fault("unavailable", "storage.objects.insert", f"{cloud.bucket}/*/cancel", times=None)
+    )
+
+    following.send(signal.SIGINT)
+    following.wait_for("cancelling")
+    following.send(signal.SIGINT)
+
+    assert following.end(seconds=10) == 130, following.text
+    run_id = cloud.only_run().info.run_id
+    assert "did not get through" in following.text
+    assert f"mlflow-gce stop {run_id}" in following.text
+    cloud.emulator.clear_faults()
+    code, output = cloud.mlflow_gce("stop", run_id)
     assert code == 0, output
     assert cloud.only_run().info.status == "KILLED"
 

@@ -124,9 +124,10 @@ class Terminal:
     def type(self, text: bytes) -> None:
         os.write(self._master, text)
 
-    def wait_for(self, text: bytes, seconds: float = 60) -> None:
+    def wait_for(self, text: bytes, seconds: float = 60, *, after: int = 0) -> None:
+        """Until ``text`` is to be seen, from the byte ``after`` on."""
         end = time.monotonic() + seconds
-        while text not in self.seen:
+        while text not in self.seen[after:]:
             ready, _, _ = select.select([self._master], [], [], max(0, end - time.monotonic()))
             assert ready, f"no {text!r} in {self.seen!r}"
             self.seen += os.read(self._master, 65536)
@@ -148,7 +149,8 @@ def terminal(up: Guest) -> Iterator[Terminal]:
 
 def test_a_shell_in_a_terminal_with_its_size_and_ctrl_c(terminal: Terminal) -> None:
     before = termios.tcgetattr(terminal.slave)
-    terminal.wait_for(b"$" if os.geteuid() else b"#")
+    prompt = b"$ " if os.geteuid() else b"# "
+    terminal.wait_for(prompt)
     terminal.type(b"stty size; echo $TERM-ok\r")
     terminal.wait_for(b"30 100\r\n")
     terminal.wait_for(b"xterm-256color-ok\r\n")
@@ -157,7 +159,10 @@ def test_a_shell_in_a_terminal_with_its_size_and_ctrl_c(terminal: Terminal) -> N
     terminal.wait_for(b"22 77\r\n")
     terminal.type(b"echo sleeping-$((1+1)); sleep 100\r")
     terminal.wait_for(b"sleeping-2\r\n")
+    seen = len(terminal.seen)
     terminal.type(b"\x03")  # ends what runs there, not our process
+    # What is typed before the next prompt, an interrupt throws away.
+    terminal.wait_for(prompt, after=seen)
     terminal.type(b"exit 5\r")
 
     assert terminal.process.wait(timeout=60) == 5
