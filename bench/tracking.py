@@ -4,13 +4,16 @@
 
 One training on an emulated instance measures all of it: call by call in turn, so that a busy
 machine slows both, and then whole trainings in turn. The server is a real `mlflow server`, behind
-a TCP proxy that adds 25 ms each way; the agent forwards the journal to it all the while.
+a TCP proxy that adds 25 ms each way; the agent forwards the journal to it all the while. "Nobody"
+is a server on loopback that answers a fixed text at once: what MLflow's client takes for itself,
+below which no relay can get it.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,79 +29,7 @@ from gce_backend.emulator import Emulator
 ONE_WAY_SECONDS = 0.025
 MLFLOW = [sys.executable, "-m", "mlflow"]
 
-TRAINER = """
-import http.client, json, os, socket, time, urllib.parse
-os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-import mlflow, numpy as np
-from mlflow.tracking import MlflowClient
-
-DIRECT, CONTROL, STEPS = {direct!r}, {control!r}, {steps}
-
-def tell(word):
-    with socket.create_connection(tuple(CONTROL), timeout=10) as connection:
-        connection.sendall(word.encode())
-        connection.recv(1)
-
-def client(uri, token):
-    if token is None:
-        os.environ.pop("MLFLOW_TRACKING_TOKEN", None)
-    else:
-        os.environ["MLFLOW_TRACKING_TOKEN"] = token
-    return MlflowClient(uri)
-
-token = os.environ["MLFLOW_TRACKING_TOKEN"]
-relay, straight = client(os.environ["MLFLOW_TRACKING_URI"], token), MlflowClient(DIRECT)
-run = os.environ["MLFLOW_RUN_ID"]
-other = straight.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
-a = np.random.default_rng(0).normal(size=(200, 200))
-
-def compute():
-    b = a
-    for _ in range(5):
-        b = np.tanh(b @ a)
-    return float(b.mean())
-
-def timed(store, run_id, key, step):
-    value = compute()
-    started = time.perf_counter()
-    store.log_metric(run_id, key, value, step=step, synchronous=True)
-    return 1000 * (time.perf_counter() - started)
-
-near = http.client.HTTPConnection(urllib.parse.urlsplit(os.environ["MLFLOW_TRACKING_URI"]).netloc)
-
-def bare(step):
-    body = {{"run_id": run, "key": "bare", "value": compute(), "timestamp": step, "step": step}}
-    started = time.perf_counter()
-    headers = {{"Authorization": "Bearer " + token}}
-    near.request("POST", "/api/2.0/mlflow/runs/log-metric", json.dumps(body), headers)
-    assert near.getresponse().read()
-    return 1000 * (time.perf_counter() - started)
-
-def training(store, run_id, key):
-    started = time.perf_counter()
-    for step in range(STEPS):
-        value = compute()
-        if store is not None:
-            store.log_metric(run_id, key, value, step=step, synchronous=True)
-    return time.perf_counter() - started
-
-for step in range(10):
-    timed(relay, run, "warm", step), timed(straight, other, "warm", step)
-calls = {{"relay": [], "straight": [], "relay, without MLflow's client": []}}
-for step in range(STEPS):
-    calls["relay"].append(timed(relay, run, "one", step))
-    calls["straight"].append(timed(straight, other, "one", step))
-    calls["relay, without MLflow's client"].append(bare(step))
-whole = {{"silent": [], "relay": [], "straight": [], "down": []}}
-for turn in range(3):
-    whole["silent"].append(training(None, "", ""))
-    whole["relay"].append(training(relay, run, f"up{{turn}}"))
-    tell("down")
-    whole["down"].append(training(relay, run, f"down{{turn}}"))
-    tell("up")
-whole["straight"].append(training(straight, other, "whole"))
-print("RESULT " + json.dumps([calls, whole]), flush=True)
-"""
+PROJECT = Path(__file__).with_name("tracking_project")
 
 
 class FarServer:
@@ -192,10 +123,9 @@ def start_server(directory: Path) -> tuple[subprocess.Popen[bytes], int]:
 def train(server: FarServer, emulator: Emulator, directory: Path, steps: int) -> str:
     """What the training printed."""
     project = directory / "project"
-    project.mkdir()
-    control = [server.address, server.control]
-    text = TRAINER.format(direct=server.url, control=control, steps=steps)
-    (project / "train.py").write_text(text)
+    shutil.copytree(PROJECT, project)
+    settings = [server.url, [server.address, server.control], steps]
+    (project / "bench.json").write_text(json.dumps(settings))
     emulator.create_bucket("bench")
     environ = {**os.environ, **emulator.env, "MLFLOW_GCE_BUCKET": "bench"}
     environ |= {"MLFLOW_TRACKING_URI": server.url, "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -213,12 +143,21 @@ def train(server: FarServer, emulator: Emulator, directory: Path, steps: int) ->
     return done.stdout
 
 
+WAYS = {
+    "relay": "through the relay",
+    "straight": "straight to the server",
+    "nobody": "MLflow's client alone, to a server that answers at once",
+    "bare": "the relay alone, without MLflow's client",
+    "asynchronous": "through the relay, synchronous=False",
+}
+
+
 def report(calls: dict[str, list[float]], whole: dict[str, list[float]], steps: int) -> None:
     median, late = {}, {}
     for way, times in calls.items():
         ordered = sorted(times)
         median[way], late[way] = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
-        print(f"log_metric, {way}: median {median[way]:.2f} ms, p99 {late[way]:.2f} ms")
+        print(f"log_metric {WAYS[way]}: median {median[way]:.2f} ms, p99 {late[way]:.2f} ms")
     print(
         f"straight / relay: median {median['straight'] / median['relay']:.0f} times, "
         f"p99 {late['straight'] / late['relay']:.0f} times"

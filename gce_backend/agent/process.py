@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .log import RunLog
+from .relay import HOST
 from .spec import Spec
 from .stop import Stop
 from .users import Account
@@ -76,10 +77,18 @@ def trainer_variables(
     if spec.system_metrics_seconds:  # the agent's; MLflow's own would need psutil to start at all
         variables["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
     variables.update(spec.env)
+    variables.update(_past_any_proxy(variables))
     if bin_directory:
         path = variables.get("PATH") or os.defpath
         variables.update(PATH=f"{bin_directory}:{path}", VIRTUAL_ENV=os.path.dirname(bin_directory))
     return variables
+
+
+def _past_any_proxy(variables: dict[str, str]) -> dict[str, str]:
+    """A proxy that the image or the user has set is none for the relay, on our own loopback."""
+    named = [variables[name] for name in ("no_proxy", "NO_PROXY") if variables.get(name)]
+    exempt = ",".join([*dict.fromkeys(named), HOST])
+    return {"no_proxy": exempt, "NO_PROXY": exempt}
 
 
 class Trainer:

@@ -30,7 +30,10 @@ def trained(
     root = tmp_path_factory.mktemp("trained") / "instance"
     instance = TestInstance(root, agent_zip, module_bucket, plane)
     command = f"{sys.executable} train.py && cat facts.json"
-    instance.submit(command, {"train.py": TRAINER}, deadline=time.time() + 240)
+    # A proxy for everything else is none for the relay.
+    proxies = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    files, end = {"train.py": TRAINER}, time.time() + 240
+    instance.submit(command, files, deadline=end, env={**proxies, "NO_PROXY": "internal"})
     instance.start()
     instance.wait(240)
     yield instance
