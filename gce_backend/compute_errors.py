@@ -19,6 +19,7 @@ from gce_backend.errors import (
     GceBackendError,
     InstanceNotFound,
     NoCapacity,
+    NotOffered,
     PermissionDenied,
     QuotaExceeded,
 )
@@ -36,6 +37,11 @@ _NO_CAPACITY = {
 _QUOTA = {"QUOTA_EXCEEDED", "quotaExceeded"}
 _RATE_LIMIT = {"rateLimitExceeded", "userRateLimitExceeded", "RESOURCE_OPERATION_RATE_EXCEEDED"}
 _INSTANCE = re.compile(r"zones/[^/\s]+/instances/[^/\s:]+")
+# A 400 of the insert's own check, or a 404 of the resource that the insert names.
+_NOT_OFFERED = re.compile(
+    r"(Machine|Accelerator) type with name '[^']+' does not exist in zone"
+    r"|/zones/[^/']+/(machineTypes|acceleratorTypes)/[^/']+' was not found"
+)
 _RETRIED_STATUS = {429, 500, 502, 503, 504}
 
 
@@ -127,6 +133,8 @@ def _by_code(message: str, status: int, codes: set[str]) -> ComputeError:
         return AlreadyExists(message)
     if status in (401, 403):
         return PermissionDenied(message)
+    if status in (400, 404) and _NOT_OFFERED.search(message):
+        return NotOffered(message)
     return ComputeError(message)
 
 

@@ -10,6 +10,7 @@
     │   └── ResultsUnverified        what the run produced is not proven to be in the bucket
     ├── ComputeError                 Compute Engine refused or did not answer
     │   ├── NoCapacity               (transient) the zone is out of this machine type: next zone
+    │   ├── NotOffered               the zone has no such machine type or accelerator: next zone
     │   ├── QuotaExceeded            .is_global: no other region will help
     │   ├── PermissionDenied
     │   ├── AlreadyExists            an instance of that name, and not ours
@@ -73,6 +74,10 @@ class NoCapacity(ComputeError):
     """The zone cannot supply this machine type now."""
 
     transient = True
+
+
+class NotOffered(ComputeError):
+    """The zone has no such machine type or accelerator at all."""
 
 
 class QuotaExceeded(ComputeError):

@@ -3,6 +3,7 @@
 ::
 
     no capacity            next zone; after the last one the next machine of the list
+    not offered there      the same
     quota of a region      its other zones are passed over
     quota of all regions, permission, bad request     stop: no zone would answer otherwise
     no answer, no end      stop: delete by name, and let an instance that comes late end itself
@@ -26,6 +27,7 @@ from gce_backend.errors import (
     ComputeError,
     GceBackendError,
     NoCapacity,
+    NotOffered,
     PermissionDenied,
     QuotaExceeded,
     SshError,
@@ -84,7 +86,8 @@ class InstanceRequest:
         """Create the instance.
 
         Raises:
-            NoCapacity, QuotaExceeded, PermissionDenied, ComputeError: no instance exists.
+            NoCapacity, NotOffered, QuotaExceeded, PermissionDenied, ComputeError: no instance
+                exists.
             CleanupError: one may.
         """
         refused: list[tuple[Settings, str, GceBackendError]] = []
@@ -94,7 +97,7 @@ class InstanceRequest:
                     continue
                 try:
                     return self._in(settings, zone)
-                except (NoCapacity, QuotaExceeded) as error:
+                except (NoCapacity, NotOffered, QuotaExceeded) as error:
                     refused.append((settings, zone, error))
                     if isinstance(error, QuotaExceeded) and error.is_global:
                         raise _nowhere(self._settings, refused) from error
@@ -168,7 +171,7 @@ class InstanceRequest:
         """
         try:
             yield
-        except (PermissionDenied, AlreadyExists):
+        except (PermissionDenied, AlreadyExists, NotOffered):
             raise  # refused before anything was made; what bears the name is not ours
         except (NoCapacity, QuotaExceeded) as error:
             delete(self._compute, submission, because=str(error))
@@ -215,6 +218,13 @@ def _nowhere(
         return QuotaExceeded(
             f"no quota for {what}. No instance exists. What came back:\n{lines}\n"
             f"See: gcloud compute regions describe {region} --project {settings.project}"
+        )
+    if all(isinstance(error, NotOffered) for _, _, error in refused):
+        names = " OR ".join(f"name={machine}" for machine in machines)
+        return NotOffered(
+            f"no zone offers {what}. No instance exists. What came back:\n{lines}\n"
+            f"See where there is one: gcloud compute machine-types list --filter '{names}' "
+            f"--project {settings.project}"
         )
     return NoCapacity(
         f"no zone has room for {what} now. No instance exists. What came back:\n{lines}\n"

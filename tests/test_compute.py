@@ -12,6 +12,7 @@ from gce_backend.errors import (
     ComputeError,
     InstanceNotFound,
     NoCapacity,
+    NotOffered,
     PermissionDenied,
 )
 
@@ -172,3 +173,13 @@ def test_no_capacity_is_no_matter_of_patience(emulator, compute):
         compute.insert(ZONE, machine)
 
     assert len(inserts_of(emulator, machine["name"])) == 1
+
+
+def test_a_zone_without_the_machine_type_says_so(emulator, compute):
+    elsewhere = body()
+    elsewhere["machineType"] = f"zones/{ZONE}/machineTypes/h9-standard-1"
+
+    with pytest.raises(NotOffered, match="'h9-standard-1' does not exist in zone"):
+        compute.insert(ZONE, elsewhere)
+
+    assert len(inserts_of(emulator, elsewhere["name"])) == 1

@@ -9,6 +9,7 @@ from gce_backend.errors import (
     ComputeError,
     InstanceNotFound,
     NoCapacity,
+    NotOffered,
     PermissionDenied,
     QuotaExceeded,
 )
@@ -85,6 +86,24 @@ def test_errors_of_a_call_are_translated(raised, what, kind):
     assert type(caught.value) is kind
     assert str(caught.value).startswith(f"{what}: ")
     assert caught.value.__cause__ is raised
+
+
+NOT_OFFERED = [
+    exceptions.BadRequest(
+        "Invalid value for field 'resource.machineType': 'zones/z/machineTypes/a2-highgpu-1g'. "
+        "Machine type with name 'a2-highgpu-1g' does not exist in zone 'z'.",
+        errors=[{"reason": "invalid"}],
+    ),
+    exceptions.BadRequest("Accelerator type with name 'nvidia-l4' does not exist in zone 'z'."),
+    exceptions.NotFound("The resource 'projects/p/zones/z/machineTypes/g2-x' was not found"),
+    exceptions.NotFound("The resource 'projects/p/zones/z/acceleratorTypes/t' was not found"),
+]
+
+
+@pytest.mark.parametrize("raised", NOT_OFFERED)
+def test_a_machine_that_a_zone_does_not_have_is_told_from_a_bad_request(raised):
+    with pytest.raises(NotOffered), translated("creating instance 'x' in z"):
+        raise raised
 
 
 def not_found(message, **more):

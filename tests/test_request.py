@@ -11,6 +11,7 @@ from gce_backend.errors import (
     AlreadyExists,
     ComputeError,
     NoCapacity,
+    NotOffered,
     OperationTimeout,
     PermissionDenied,
     QuotaExceeded,
@@ -156,6 +157,35 @@ def test_nowhere_tells_every_answer_and_the_quotas_own_command(asking):
     assert "gcloud compute regions describe europe-west4" in str(caught.value)
     assert str(caught.value).count("the zone is full") == 2
     assert "No instance exists" in str(caught.value)
+
+
+NONE_HERE = NotOffered("Machine type with name 'n1-standard-2' does not exist in zone 'z'.")
+
+
+def test_a_zone_without_the_machine_is_skipped(asking, capsys):
+    request = asking({"europe-west1-b": NONE_HERE})
+
+    assert request.in_first_zone_with_room().zone == "europe-west1-c"
+    assert request._compute.deleted == [], "nothing was made"
+    assert "does not exist in zone 'z'.; trying the next zone" in capsys.readouterr().err
+
+
+def test_a_machine_that_no_zone_has_stops_and_says_where_to_look(asking):
+    request = asking(dict.fromkeys(ZONES[1:-1].split(","), NONE_HERE))
+
+    with pytest.raises(NotOffered) as caught:
+        request.in_first_zone_with_room()
+
+    assert str(caught.value).startswith("no zone offers n1-standard-2. No instance exists.")
+    assert str(caught.value).count("does not exist in zone 'z'") == 3
+    assert "gcloud compute machine-types list --filter 'name=n1-standard-2'" in str(caught.value)
+
+
+def test_a_full_zone_beside_one_without_the_machine_may_have_room_later(asking):
+    request = asking({"europe-west1-b": NONE_HERE, "europe-west1-c": FULL, "europe-west4-a": FULL})
+
+    with pytest.raises(NoCapacity, match="no zone has room"):
+        request.in_first_zone_with_room()
 
 
 def test_a_further_attempt_asks_elsewhere_first_under_a_name_of_its_own(asking):
