@@ -39,7 +39,7 @@ BUSY = (408, 429)
 _BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _brief_lock = threading.Lock()
 _brief_depth = 0
-_brief_before: dict[str, str | None] = {}
+_brief_before: dict[str, str] = {}
 
 
 @contextmanager
@@ -47,12 +47,18 @@ def brief_retries() -> Iterator[None]:
     """While inside, one MLflow call ends within 20 s. The one place that sets these variables.
 
     MLflow reads them from the environment at every call and has no other way to be told, so they
-    hold for the whole process; they are put back when the last thread leaves.
+    hold for the whole process; they are put back when the last thread leaves. One that was not set
+    is MLflow's own default then, and not removed: `requests` walks through the environment in other
+    threads, and trips over a name that vanishes meanwhile.
     """
+    from mlflow import environment_variables
+
     global _brief_depth
     with _brief_lock:
         if _brief_depth == 0:
-            _brief_before.update({name: os.environ.get(name) for name in _BRIEF})
+            for name in _BRIEF:
+                default = str(getattr(environment_variables, name).default)
+                _brief_before[name] = os.environ.get(name, default)
             os.environ.update(_BRIEF)
         _brief_depth += 1
     try:
@@ -61,11 +67,7 @@ def brief_retries() -> Iterator[None]:
         with _brief_lock:
             _brief_depth -= 1
             if _brief_depth == 0:
-                for name, value in _brief_before.items():
-                    if value is None:
-                        os.environ.pop(name, None)
-                    else:
-                        os.environ[name] = value
+                os.environ.update(_brief_before)
 
 
 class RunStore:

@@ -813,7 +813,16 @@ def test_the_patience_of_mlflows_client_is_short_only_while_we_call(
         inside = [os.environ.get(name) for name in names]
 
     assert inside == ["0", "20"]
-    assert [os.environ.get(name) for name in names] == ["9", None]
+    assert [os.environ.get(name) for name in names] == ["9", "120"]  # MLflow's own default
+
+
+def test_who_reads_the_environment_meanwhile_is_not_tripped(monkeypatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    with brief_retries():
+        reading = iter(os.environ.items())  # as `requests` does for every call, in any thread
+        next(reading)
+
+    assert dict(reading)
 
 
 @pytest.mark.parametrize(
