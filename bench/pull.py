@@ -7,6 +7,7 @@ pull is killed half-way and run again: what the second one fetches is the figure
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from mlflow.tracking import MlflowClient
+from mlflow.utils.proto_json_utils import message_to_json
 
 from gce_backend.emulator import Emulator
 from gce_backend.storage import Storage
@@ -60,7 +62,10 @@ def prepare(emulator: Emulator, folder: Path, megabytes: int) -> tuple[str, str]
         for _ in range(megabytes):
             out.write(os.urandom(BLOCK))
     name = f"experiments/bench/{run_id}/artifacts/big.bin"
-    Storage("bench-bucket", project=emulator.project).put_once(name, file)
+    storage = Storage("bench-bucket", project=emulator.project)
+    storage.put_once(name, file)
+    run = json.loads(message_to_json(client.get_run(run_id).to_proto()))
+    storage.put_json(f"mlflow-gce/runs/{run_id}/spec.json", {"tracking": {"run": run}})
     return run_id, f"gs://bench-bucket/{name}"
 
 
@@ -112,6 +117,7 @@ def main() -> None:
         os.environ.update(emulator.env)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
         os.environ["MLFLOW_GCE_GLANCE"] = "false"
+        os.environ["MLFLOW_GCE_BUCKET"] = "bench-bucket"
         run_id, uri = prepare(emulator, folder, options.megabytes)
         if shutil.which("gcloud"):
             compare(run_id, uri, folder, options.rounds, options.megabytes)

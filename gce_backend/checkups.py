@@ -11,7 +11,7 @@ from gce_backend.config import Settings
 from gce_backend.credentials import default_credentials, explain
 from gce_backend.errors import ComputeError, PermissionDenied, StorageError
 from gce_backend.finding import Finding, State
-from gce_backend.quota import needed_quota
+from gce_backend.quota import free_quotas, needed_quota
 from gce_backend.rest import Rest, compute_rest
 from gce_backend.storage import Storage
 
@@ -88,7 +88,7 @@ class Checkups:
         return Finding(name, State.OK, f"all {len(wanted)} that runs take, by testIamPermissions")
 
     def service_account(self) -> Finding:
-        name, email = "service account", self._email
+        name, email = "service account", self.email
         path = f"v1/projects/-/serviceAccounts/{email}"
         try:
             self._api(_IAM).get(f"reading service account {email}", path)
@@ -188,9 +188,9 @@ class Checkups:
         kind = self._compute.get("reading the machine type", self._machine_path(zone))
         path = f"projects/{self._project}/regions/{self._region}"
         region = self._compute.get(f"reading the quotas of {self._region}", path)
-        room = {q["metric"]: q["limit"] - q["usage"] for q in region.get("quotas", [])}
-        whole = {q["metric"]: q["limit"] - q["usage"] for q in self._project_resource["quotas"]}
-        needed = needed_quota(self._settings.machine, int(kind.get("guestCpus", 0)))
+        room, whole = free_quotas(region), free_quotas(self._project_resource)
+        cpus = int(kind.get("guestCpus", 0))
+        needed = needed_quota(self._settings.machine, cpus, known=room)
         unknown = [metric for metric in needed if metric not in room and metric not in whole]
         short = [
             f"{metric}: {need:g} needed, {left:g} left"
@@ -217,31 +217,6 @@ class Checkups:
             return Finding(name, State.FAILED, str(error), remedy)
         return Finding(name, State.OK, network)
 
-    def ssh(self) -> Finding:
-        via = self._settings.gce.ssh_via
-        if via == "none":
-            return Finding("SSH", State.OK, "not used (gce.ssh.via=none): runs do not need it")
-        source = "35.235.240.0/20" if via == "iap" else "YOUR.ADDRESS/32"
-        remedy = (
-            f"gcloud compute firewall-rules create mlflow-gce-ssh --allow=tcp:22 "
-            f"--network={self._settings.gce.network.rpartition('/')[2]} "
-            f"--source-ranges={source} --project={self._project}"
-        )
-        detail = f"via {via}: whether a firewall rule lets tcp:22 in shows with the first instance"
-        return Finding("SSH", State.INFERRED, f"{detail}; no run needs it", remedy)
-
-    def on_the_instance(self) -> Finding:
-        bucket, email = self._settings.bucket, self._settings.gce.service_account
-        member = f"--member=serviceAccount:{'EMAIL' if email == 'default' else email}"
-        return Finding(
-            "on the instance",
-            State.INFERRED,
-            "whether its service account may write the bucket and delete the instance, and whether "
-            "the package index is reachable there; the agent tests the first two and says so",
-            f"gcloud storage buckets add-iam-policy-binding gs://{bucket} {member} "
-            "--role=roles/storage.objectUser",
-        )
-
     def tracking(self, uri: str) -> Finding:
         from gce_backend.tracking import Tracking
         from gce_backend.urls import without_credentials
@@ -265,7 +240,8 @@ class Checkups:
         return self._compute.get(what, f"projects/{self._project}")
 
     @property
-    def _email(self) -> str:
+    def email(self) -> str:
+        """Of the instances' service account; ``default`` is resolved."""
         email = self._settings.gce.service_account
         if email != "default":
             return email

@@ -2,7 +2,7 @@
 
 Whoever runs this sees what *they* may do. What only the instance will find out - whether its
 service account may write the bucket and delete the instance, whether the package index can be
-reached from there - is called inferred.
+reached from there - is called inferred, until a probe has been there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 from gce_backend.checkups import Checkups
 from gce_backend.config import Settings
-from gce_backend.errors import GceBackendError
+from gce_backend.errors import ComputeError, GceBackendError
 from gce_backend.finding import Finding, State
+from gce_backend.probe import Probe
+from gce_backend.probe_findings import matters
 
 _Check = Callable[[], Finding]
 
@@ -43,6 +45,8 @@ class Doctor:
 
     def __init__(self, settings: Settings, tracking_uri: str | None) -> None:
         checkups = Checkups(settings)
+        self._settings, self._tracking_uri = settings, tracking_uri
+        self.matters = matters(settings, tracking_uri, lambda: _email(checkups))
         planned = [
             _Planned("credentials", checkups.credentials, _Needs.NOTHING),
             _Planned("project", checkups.project, _Needs.CREDENTIALS),
@@ -55,8 +59,6 @@ class Doctor:
             _Planned("machine", checkups.machine, _Needs.PROJECT),
             _Planned("quota", checkups.quota, _Needs.PROJECT),
             _Planned("network", checkups.network, _Needs.PROJECT),
-            _Planned("SSH", checkups.ssh, _Needs.PROJECT),
-            _Planned("on the instance", checkups.on_the_instance, _Needs.NOTHING),
         ]
         if tracking_uri is not None:
             planned.append(
@@ -65,7 +67,10 @@ class Doctor:
         self._planned = planned
 
     def examine(self) -> Iterator[Finding]:
-        """Every finding, in a fixed order, as soon as it and those before it are known."""
+        """What can be found out from here, in a fixed order, each as soon as it is known.
+
+        What cannot is in ``matters``.
+        """
         with ThreadPoolExecutor(len(self._planned)) as pool:
             first, second, *rest = self._planned
             credentials = pool.submit(_made, first)
@@ -80,6 +85,19 @@ class Doctor:
             others = [pool.submit(look, each) for each in rest]
             for future in (credentials, project, *others):
                 yield future.result()
+
+    def probe(self, say: Callable[[str], None]) -> Probe:
+        """The instance that finds ``matters`` out; nothing is started by this."""
+        questions = [each.question for each in self.matters if each.question]
+        uri = self._tracking_uri or ""
+        return Probe(self._settings, questions, tracking_uri=uri, say=say)
+
+
+def _email(checkups: Checkups) -> str:
+    try:
+        return checkups.email
+    except ComputeError:
+        return "EMAIL"  # the default one's is read from the project
 
 
 def _after(planned: _Planned, needed: Finding) -> Finding:

@@ -14,7 +14,7 @@ from gce_backend.compose import defaults_dir
 from gce_backend.storage import Storage
 
 _ACCOUNT = "mlflow-gce"
-_ROLE = "mlflowGceInstance"  # custom: the instance may delete itself, and see itself
+ROLE = "mlflowGceInstance"  # custom: the instance may delete itself, and see itself
 _IAP_RANGE = "35.235.240.0/20"  # IAP's TCP forwarding comes from here
 
 _CONFIG = """\
@@ -109,14 +109,14 @@ def cloud_calls(project: str, bucket: str, region: str) -> list[Call]:
         ),
         gcloud(
             "a role with which an instance can delete itself",
-            *("iam", "roles", "create", _ROLE),
+            *("iam", "roles", "create", ROLE),
             "--permissions=compute.instances.delete,compute.instances.get",
         ),
         Call(
             "the account has that role",
             (
                 *("gcloud", "projects", "add-iam-policy-binding", project),
-                *(member, f"--role=projects/{project}/roles/{_ROLE}"),
+                *(member, f"--role=projects/{project}/roles/{ROLE}"),
             ),
         ),
         gcloud(

@@ -35,6 +35,12 @@ MACHINE_USD_PER_HOUR: dict[str, dict[str, tuple[float, float]]] = {
         "europe-west1": (0.4180, 0.1743),
         "europe-west4": (0.4183, 0.2431),
     },
+    # A quarter of e2-standard-2, in cores and memory as in price: what a probe takes.
+    "e2-small": {
+        "us-central1": (0.0168, 0.0101),
+        "europe-west1": (0.0184, 0.0089),
+        "europe-west4": (0.0185, 0.0088),
+    },
     "e2-standard-4": {
         "us-central1": (0.1340, 0.0804),
         "europe-west1": (0.1474, 0.0714),

@@ -17,6 +17,7 @@ class RunRecord:
     Args:
         status: MLflow's: RUNNING, FINISHED, …
         end_reason: of ``lifecycle.EndReason``; "" while it has none.
+        started_at: unix seconds, when the run was made; every attempt keeps it.
         created_at, ended_at: unix seconds; the latter None while it runs.
         cost_usd: by list price from the insert to the end of the training; None: not known.
     """
@@ -28,6 +29,7 @@ class RunRecord:
     machine_type: str
     zone: str
     instance: str
+    started_at: float
     created_at: float
     ended_at: float | None
     usd_per_hour: float | None
@@ -94,6 +96,7 @@ def record(run: Any) -> RunRecord:
         + (" spot" if tags.get("gce.spot") == "true" else ""),
         zone=tags.get("gce.zone", ""),
         instance=tags.get(INSTANCE_TAG, ""),
+        started_at=run.info.start_time / 1000,
         created_at=created_at,
         ended_at=ended_at,
         usd_per_hour=price,

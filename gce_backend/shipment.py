@@ -47,7 +47,7 @@ def ship(
     sha256 = hashlib.sha256(archive).hexdigest()
     agent = Agent(storage.bucket, paths.tool(f"agent-{sha256[:16]}.pyz"), sha256)
     storage.put_once(agent.object, archive)
-    uv = _ship_uv(storage, paths, scratch) if environment.may_need_uv else None
+    uv = ship_uv(storage, paths, scratch) if environment.may_need_uv else None
     return Shipment(bundle, bundle_object, agent, uv)
 
 
@@ -115,7 +115,7 @@ def agent_archive() -> bytes:
     return buffer.getvalue()
 
 
-def _ship_uv(storage: Storage, paths: RunPaths, scratch: Path) -> tuple[str, str]:
+def ship_uv(storage: Storage, paths: RunPaths, scratch: Path) -> tuple[str, str]:
     """uv's wheel in the bucket, from the bucket itself, this machine's cache, or the index."""
     name = paths.tool(f"uv-{UV_VERSION}-x86_64.whl")
     checksum = f"{name}.sha256"

@@ -20,12 +20,13 @@ LAYERS = [
     {"sweep_capacity", "sweep_errors", "sweep_results"},
     {"backend", "catch_up"},
     {"runner", "glance", "overview", "run_finder", "doctor"},
-    {"reaper", "attempts", "checkups", "ending", "summary"},
+    {"reaper", "attempts", "checkups", "ending", "summary", "probe_findings"},
+    {"probe"},
     {"follow", "submit"},
     {"livelog", "ssh_access"},
     {"cancelling", "instance_watch"},
     {"livesync", "shipment", "request", "facts", "backlog"},
-    {"submission", "sync", "blueprint", "results"},
+    {"submission", "sync", "blueprint", "results", "run_in_bucket"},
     {"refusals"},
     {
         "tracking",
@@ -39,6 +40,7 @@ LAYERS = [
         "quota",
         "preparation",
         "forwarding",
+        "place",
         "lease",
         "history",
         "budget",
@@ -57,7 +59,17 @@ LAYERS = [
     },
     {"ssh_state", "ssh_frames", "iap"},
     {"interrupts", "console", "credentials"},
-    {"errors", "finding", "lifecycle", "polling", "presence", "prices", "urls"},
+    {
+        "errors",
+        "finding",
+        "last_look",
+        "lifecycle",
+        "polling",
+        "presence",
+        "prices",
+        "probe_script",
+        "urls",
+    },
 ]
 #: Of the agent, what the client knows: names, and what both must do alike. Pure, all of them.
 SHARED = {"paths", "records", "refusals", "entities", "usage"}

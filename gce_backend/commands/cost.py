@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gce_backend.commands.answering import guarded
+from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.lines import moment, print_json
 from gce_backend.commands.options import JSON, TRACKING_URI
 from gce_backend.commands.tables import Column, duration, print_table, usd
@@ -46,6 +46,7 @@ def _moment(_: click.Context, __: click.Parameter, text: str) -> float:
     "--since", default="30d", show_default=True, callback=_moment, help="12h, 30d, 2w, or a date."
 )
 @JSON
+@looking_around
 def cost(tracking_uri: str | None, since: float, as_json: bool) -> None:
     """Sum up what the store's runs have cost since a day: an estimate by list price.
 

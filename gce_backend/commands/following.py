@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gce_backend.commands.answering import guarded, look_around
-from gce_backend.commands.place import Place
 
 if TYPE_CHECKING:
     from gce_backend.interrupts import Interrupts
@@ -57,5 +56,5 @@ def open_runner(run: str, tracking_uri: str | None) -> Runner:
     from gce_backend.runner import Runner
 
     submission, endpoints = find_submission(run, tracking_uri), read_endpoints()
-    look_around(Place(submission.project, endpoints), except_run=submission.run_id)
+    look_around(submission.project, except_run=submission.run_id, store=tracking_uri or "")
     return Runner(submission, endpoints=endpoints, console=Console())

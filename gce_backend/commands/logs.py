@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gce_backend.commands.answering import guarded
+from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.options import RUN, TRACKING_URI
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _PIECES_AT_ONCE = 8
 @TRACKING_URI
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
 @click.option("--tail", "-n", type=click.IntRange(min=0), help="Only the last lines, so many.")
+@looking_around
 def logs(run: str, tracking_uri: str | None, follow: bool, tail: int | None) -> None:
     """Print what RUN's training has written, as far as it is in the bucket.
 

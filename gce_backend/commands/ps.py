@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gce_backend.commands.answering import guarded, look_around
+from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.lines import print_json
 from gce_backend.commands.options import JSON, PROJECT, TRACKING_URI
-from gce_backend.commands.place import Place, find_place
 from gce_backend.commands.tables import Column, duration, print_table, usd
+from gce_backend.place import Place, find_place
 
 if TYPE_CHECKING:
     from gce_backend.overview import Standing
@@ -37,6 +37,7 @@ _ENDED_SHOWN = 20
 @click.option("--all", "-a", "ended_too", is_flag=True, help="The store's last runs as well.")
 @click.option("--mine", is_flag=True, help="Only what you started.")
 @JSON
+@looking_around
 def ps(
     project: str | None, tracking_uri: str | None, ended_too: bool, mine: bool, as_json: bool
 ) -> None:
@@ -46,7 +47,6 @@ def ps(
     gone, results that could not be verified, instances that are silent.
     """
     place = guarded(lambda: find_place(project))
-    look_around(place)
     shown = guarded(lambda: _standings(place, mine))
     rows = [_as_json(each) for each in shown]
     if ended_too:

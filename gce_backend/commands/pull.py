@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -13,14 +14,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gce_backend.commands.answering import guarded
+from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.lines import print_json, say
 from gce_backend.commands.options import JSON, RUN, TRACKING_URI
 from gce_backend.commands.tables import size
+from gce_backend.place import configured_here
 
 if TYPE_CHECKING:
     from gce_backend.download import Item, Rate
-    from gce_backend.run_finder import RunRecord
+    from gce_backend.run_in_bucket import RunPlace
 
 _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -30,6 +32,7 @@ _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 @click.argument("directory", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @TRACKING_URI
 @JSON
+@looking_around
 def pull(run: str, directory: Path | None, tracking_uri: str | None, as_json: bool) -> None:
     """Download RUN's artifacts and logged models into DIR, each checked by its CRC32C.
 
@@ -39,23 +42,23 @@ def pull(run: str, directory: Path | None, tracking_uri: str | None, as_json: bo
     The exit code is 1 when something the run had produced is not in the bucket.
     """
     from gce_backend.results import results
-    from gce_backend.run_finder import find_run
     from gce_backend.storage import Storage
 
-    submission, record = guarded(lambda: find_run(run, tracking_uri))
-    target = directory or Path("results") / _folder(record)
+    place = guarded(lambda: _find(run, tracking_uri))
+    run_id = place.paths.run_id
+    target = directory or Path("results") / _folder(place)
 
     def look() -> tuple[list[Item], list[str]]:
-        storage = Storage(submission.bucket, project=submission.project)
-        return results(storage, submission.paths, record.artifact_uri, target)
+        storage = Storage(place.bucket, project=place.project)
+        return results(storage, place.paths, place.artifact_uri, target)
 
     items, lost = guarded(look)
-    fetched, seconds = guarded(lambda: _download(items, submission.project, quiet=as_json))
+    fetched, seconds = guarded(lambda: _download(items, place.project, quiet=as_json))
     if as_json:
         files = {str(item.target): item.size for item in items}
         print_json(
             {
-                "run_id": record.run_id,
+                "run_id": run_id,
                 "directory": target,
                 "files": files,
                 "lost": lost,
@@ -69,17 +72,32 @@ def pull(run: str, directory: Path | None, tracking_uri: str | None, as_json: bo
     for name in lost:
         click.echo(f"mlflow-gce: the run had produced {name}; it is not in the bucket", err=True)
     if not items:
-        click.echo(f"mlflow-gce: run {record.run_id} has no artifacts (yet)", err=True)
+        click.echo(f"mlflow-gce: run {run_id} has no artifacts (yet)", err=True)
     sys.exit(1 if lost else 0)
 
 
-def _folder(record: RunRecord) -> str:
-    began = time.strftime("%Y%m%d-%H%M%S", time.localtime(record.created_at))
-    user = re.sub(r"[^\w.-]+", "-", record.user) or "run"
-    return f"{user}-{began}-{record.run_id[:8]}"
+def _find(run: str, tracking_uri: str | None) -> RunPlace:
+    """By its whole id from the bucket alone, which is quicker by seconds; else from the store."""
+    from gce_backend.run_in_bucket import RunPlace, find_in_bucket
+
+    bucket = os.environ.get("MLFLOW_GCE_BUCKET") or configured_here("bucket")
+    if found := find_in_bucket(run, bucket, configured_here("prefix") or "mlflow-gce"):
+        return found
+    from gce_backend.run_finder import find_run
+
+    here, record = find_run(run, tracking_uri)
+    return RunPlace(
+        here.project, here.bucket, here.paths, record.artifact_uri, record.user, record.started_at
+    )
 
 
-def _download(items: list[Item], project: str, *, quiet: bool) -> tuple[int, float]:
+def _folder(place: RunPlace) -> str:
+    began = time.strftime("%Y%m%d-%H%M%S", time.localtime(place.started_at))
+    user = re.sub(r"[^\w.-]+", "-", place.user) or "run"
+    return f"{user}-{began}-{place.paths.run_id[:8]}"
+
+
+def _download(items: list[Item], project: str | None, *, quiet: bool) -> tuple[int, float]:
     """How many bytes came, and how many seconds it took, checksums included."""
     from gce_backend.download import Downloader, Rate
 

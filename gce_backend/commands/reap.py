@@ -11,7 +11,7 @@ import click
 from gce_backend.commands.answering import guarded
 from gce_backend.commands.lines import print_json, say
 from gce_backend.commands.options import JSON, PROJECT
-from gce_backend.commands.place import find_place
+from gce_backend.place import find_place
 
 if TYPE_CHECKING:
     from gce_backend.reaper import Outcome
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--mine", is_flag=True, help="Only the instances that you started.")
 @click.option(
-    "--collect", is_flag=True, help="Start stopped instances again that had not saved everything."
+    "--collect",
+    is_flag=True,
+    help="Boot instances again that stopped before they had saved everything, or that have been "
+    "silent for 15 minutes (once): a training goes on from its last checkpoint.",
 )
 @JSON
 def reap(project: str | None, dry_run: bool, mine: bool, collect: bool, as_json: bool) -> None:
@@ -53,7 +56,7 @@ def _reaped(
     reaper = Reaper(place.project, endpoint=place.endpoints.compute)
     outcomes = []
     owner = owner_label() if mine else None
-    for outcome in reaper.run(owner=owner, dry_run=dry_run, start_stopped=collect):
+    for outcome in reaper.run(owner=owner, dry_run=dry_run, collect=collect):
         outcomes.append(outcome)
         if not quiet:
             say(describe(outcome, dry_run=dry_run))
@@ -68,6 +71,8 @@ def describe(outcome: Outcome, *, dry_run: bool = False) -> str:
         return f"{name}  deleted: {verdict.why}; GET says 404"
     if outcome.deed == "started":
         return f"{name}  started again, to collect its results: it was {verdict.why}"
+    if outcome.deed == "reset":
+        return f"{name}  reset, to collect its results: {verdict.why}"
     if verdict.deletes and dry_run:
         return f"{name}  would be deleted: {verdict.why}"
     if verdict.deletes:
@@ -85,8 +90,8 @@ def _summarize(outcomes: list[Outcome], dry_run: bool) -> None:
     failed = sum(1 for outcome in outcomes if outcome.error)
     done = f"{due} would be deleted" if dry_run else f"{deeds['deleted']} deleted"
     parts = [f"{len(outcomes)} instances", done]
-    if deeds["started"]:
-        parts.append(f"{deeds['started']} started again")
+    if again := deeds["started"] + deeds["reset"]:
+        parts.append(f"{again} booted again")
     if failed:
         parts.append(f"{failed} could not be read or dealt with")
     say(", ".join(parts))

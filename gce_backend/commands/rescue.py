@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gce_backend.commands.answering import guarded
+from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.options import RUN, TRACKING_URI
 from gce_backend.commands.reaching import VIA, reach
 
@@ -16,6 +16,7 @@ from gce_backend.commands.reaching import VIA, reach
 @click.argument("directory", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
 @TRACKING_URI
 @VIA
+@looking_around
 def rescue(run: str, directory: Path | None, tracking_uri: str | None, via: str | None) -> None:
     """Copy RUN's files straight off its instance into DIR, each checked by its SHA-256.
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gce_backend.commands.answering import guarded, look_around
+from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.lines import moment, print_json
 from gce_backend.commands.options import JSON, RUN, TRACKING_URI
-from gce_backend.commands.place import Place
 from gce_backend.commands.tables import Column, print_facts, print_table, usd
 
 if TYPE_CHECKING:
@@ -52,13 +51,13 @@ class _Run:
 @RUN
 @TRACKING_URI
 @JSON
+@looking_around
 def show(run: str, tracking_uri: str | None, as_json: bool) -> None:
     """Show RUN: how it stands or ended, its history, cost and links, and the next commands."""
     from gce_backend.config import read_endpoints
 
     endpoints = guarded(read_endpoints)
     found = guarded(lambda: _read(run, tracking_uri, endpoints))
-    look_around(Place(found.submission.project, endpoints), except_run=found.record.run_id)
     if as_json:
         print_json(_as_json(found))
         return

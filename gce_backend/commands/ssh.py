@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from gce_backend.commands.answering import guarded
+from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.options import RUN, TRACKING_URI
 from gce_backend.commands.reaching import VIA, reach
 
@@ -18,6 +18,7 @@ from gce_backend.commands.reaching import VIA, reach
 @VIA
 @click.option("-t", "--tty", "wants_tty", is_flag=True, help="Run the command in a terminal.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
+@looking_around
 def ssh(
     run: str,
     tracking_uri: str | None,

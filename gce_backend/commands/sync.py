@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gce_backend.commands.answering import guarded
+from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.lines import print_json
 from gce_backend.commands.options import JSON, TRACKING_URI
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @TRACKING_URI
 @click.option("--all", "-a", "all_runs", is_flag=True, help="Every run that the store lacks of.")
 @JSON
+@looking_around
 def sync(runs: tuple[str, ...], tracking_uri: str | None, all_runs: bool, as_json: bool) -> None:
     """Bring what each RUN has logged so far from the bucket into the MLflow store.
 
@@ -34,6 +35,7 @@ def sync(runs: tuple[str, ...], tracking_uri: str | None, all_runs: bool, as_jso
     from gce_backend.catch_up import sync_runs
     from gce_backend.config import read_endpoints
     from gce_backend.console import Console
+    from gce_backend.last_look import remember
     from gce_backend.tracking import Tracking, resolve_uri
 
     done = []
@@ -52,6 +54,7 @@ def sync(runs: tuple[str, ...], tracking_uri: str | None, all_runs: bool, as_jso
         print_json([vars(each) for each in done])
     elif not done:
         click.echo("the store has all that is in the buckets")
+    remember(tracking_uri, "")  # what the last look found is no longer so
     if runs and not as_json:
         warn(Tracking(resolve_uri(tracking_uri)), console)
     sys.exit(1 if any(each.error for each in done) else 0)

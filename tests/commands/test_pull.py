@@ -4,9 +4,12 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
+from mlflow.utils.proto_json_utils import message_to_json
 
 from gce_backend.agent.paths import RunPaths
 from gce_backend.download import Downloader, Item
@@ -57,6 +60,33 @@ def test_the_results_in_the_layout_of_the_run(store):
     assert again["lost"] == [] and len(again["files"]) == 4
     assert (folder / "model.pt").read_bytes() == b"weights"
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_by_its_whole_id_from_the_bucket_alone_and_into_the_same_folder(store):
+    """The store need not even be there, nor MLflow be imported."""
+    run_id = run_with_results(store)
+    assert store.run("pull", run_id).returncode == 0
+    (folder,) = (store.directory / "results").iterdir()
+    (folder / "model.pt").unlink()
+    run = json.loads(message_to_json(store.client.get_run(run_id).to_proto()))
+    store.put(store.paths(run_id).spec, {"tracking": {"run": run}})
+
+    program = (
+        "import sys; from gce_backend.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print('mlflow' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "pull", run_id],
+        cwd=store.directory,
+        env={**store.environ, "MLFLOW_TRACKING_URI": "sqlite:////no/such/store.db"},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0 and done.stderr == "False\n", done.stderr
+    assert [path for path in (store.directory / "results").iterdir()] == [folder]
+    assert (folder / "model.pt").read_bytes() == b"weights"
 
 
 def test_what_the_bucket_has_lost_is_named_and_the_rest_is_there(store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +28,12 @@ def find_place(project: str | None) -> Place:
     from gce_backend.config import find_project, read_endpoints
 
     endpoints = read_endpoints()
-    return Place(find_project(project or _configured_here(), endpoints), endpoints)
+    project = project or os.environ.get("GOOGLE_CLOUD_PROJECT") or configured_here("project")
+    return Place(find_project(project, endpoints), endpoints)
 
 
-def _configured_here() -> str | None:
-    """``gce.project`` of the MLproject in this directory, where it sets one."""
+def configured_here(key: str) -> str | None:
+    """A key of ``gce`` of the MLproject in this directory, where it sets one."""
     file = Path("conf/gce/default.yaml")
     if not file.is_file():
         return None
@@ -39,7 +41,7 @@ def _configured_here() -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        found = OmegaConf.select(OmegaConf.load(file), "project")
+        found = OmegaConf.select(OmegaConf.load(file), key)
     except (OmegaConfBaseException, OSError):
         return None  # whoever composes this configuration will say what is wrong with it
     return str(found) if found else None
