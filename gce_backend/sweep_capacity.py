@@ -7,52 +7,14 @@ two hundred times for what sixty-four can have.
 from __future__ import annotations
 
 import dataclasses
-import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 
-from gce_backend.config import Machine, Settings
-
-Quotas = dict[str, float]  # metric -> what is free
+from gce_backend.config import Settings
+from gce_backend.quota import Quotas, needed_quota
 
 _FRESH_SECONDS = 20.0
-# https://cloud.google.com/compute/resource-usage: these families count against CPUS.
-_SHARED_CPUS = ("n1", "e2", "g2", "t2d", "n4", "c4")
-_GPUS = {"g2": "NVIDIA_L4_GPUS", "a2": "NVIDIA_A100_GPUS", "a3": "NVIDIA_H100_GPUS"}
-_CPUS_PER_GPU = {"a2": 12, "a3": 26}
-
-
-def demand(machine: Machine, *, external_ip: bool) -> Quotas:
-    """What one instance uses of the region's quotas, by metric."""
-    family = machine.machine_type.partition("-")[0]
-    wanted: Counter[str] = Counter(INSTANCES=1)
-    cpus = "CPUS" if family in _SHARED_CPUS else f"{family.upper()}_CPUS"
-    wanted[cpus] += _cpus(machine.machine_type)
-    if machine.gpus:
-        attached = (machine.accelerator_type or "").upper().replace("-", "_").replace("TESLA_", "")
-        wanted[f"{attached}_GPUS" if attached else _GPUS.get(family, "GPUS")] += machine.gpus
-    disks = "DISKS_TOTAL_GB" if machine.disk_type == "pd-standard" else "SSD_TOTAL_GB"
-    if machine.disk_type.startswith("hyperdisk"):
-        disks = "HDB_TOTAL_GB"
-    wanted[disks] += machine.disk_gb
-    if external_ip:
-        wanted["IN_USE_ADDRESSES"] += 1
-    if machine.spot:
-        for metric in [metric for metric in wanted if metric.endswith(("CPUS", "GPUS"))]:
-            wanted[f"PREEMPTIBLE_{metric}"] = wanted[metric]
-    return {metric: float(number) for metric, number in wanted.items() if number}
-
-
-def _cpus(machine_type: str) -> int:
-    """vCPUs of a predefined type by its name; 0 where the name does not tell."""
-    family, _, rest = machine_type.partition("-")
-    if found := re.search(r"-(\d+)$", rest):
-        return int(found.group(1))
-    if found := re.search(r"-(\d+)g$", rest):
-        return _CPUS_PER_GPU.get(family, 0) * int(found.group(1))
-    return 0
 
 
 class Capacity:
@@ -77,12 +39,12 @@ class Capacity:
         What is reserved is given back by `release`; once the instance `exists`, the region's own
         figures count it.
         """
-        wanted = demand(settings.machine, external_ip=settings.gce.external_ip)
         with self._lock:
-            zones = [zone for zone in settings.zones if self._has_room(_region(zone), wanted)]
+            zones = [zone for zone in settings.zones if self._has_room(_region(zone), settings)]
             if not zones:
                 return None
-            self._in_flight[job] = (_region(zones[0]), wanted, None)
+            region = _region(zones[0])
+            self._in_flight[job] = (region, self._wanted(region, settings), None)
             return dataclasses.replace(settings, zones=tuple(zones))
 
     def exists(self, job: int) -> None:
@@ -97,8 +59,13 @@ class Capacity:
         with self._lock:
             self._in_flight.pop(job, None)
 
-    def _has_room(self, region: str, wanted: Quotas) -> bool:
+    def _wanted(self, region: str, settings: Settings) -> Quotas:
+        known = self._free(region)[1]
+        return needed_quota(settings.machine, known=known, external_ip=settings.gce.external_ip)
+
+    def _has_room(self, region: str, settings: Settings) -> bool:
         read_at, free = self._free(region)
+        wanted = self._wanted(region, settings)
         for other, used, existed_at in self._in_flight.values():
             if other == region and (existed_at is None or existed_at > read_at):
                 free = {metric: left - used.get(metric, 0.0) for metric, left in free.items()}
@@ -114,20 +81,3 @@ class Capacity:
 
 def _region(zone: str) -> str:
     return zone.rpartition("-")[0]
-
-
-def free_quotas(resource: dict[str, object]) -> Quotas:
-    """What a region's resource (``regions.get``) says is left; quotas of zero are none at all.
-
-    A project without any quota for preemptible CPUs uses the ordinary one.
-    """
-    rows = resource.get("quotas")
-    free: Quotas = {}
-    for row in rows if isinstance(rows, list) else []:
-        limit, usage = float(row.get("limit", 0.0)), float(row.get("usage", 0.0))
-        if limit > 0 or not str(row.get("metric", "")).startswith("PREEMPTIBLE_"):
-            free[str(row["metric"])] = limit - usage
-    for metric in [metric for metric in free if metric.startswith("PREEMPTIBLE_")]:
-        # Where preemptible quota exists, it is what spot instances use.
-        free.setdefault(metric.removeprefix("PREEMPTIBLE_"), 0.0)
-    return free

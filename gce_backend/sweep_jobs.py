@@ -30,11 +30,11 @@ from gce_backend.forwarding import forward_target, permitted
 from gce_backend.interrupts import Interrupts
 from gce_backend.lifecycle import EndReason
 from gce_backend.project import EntryPoint, Source
+from gce_backend.quota import Quotas, free_quotas
 from gce_backend.request import ATTEMPT, InstanceRequest
 from gce_backend.rest import Rest, compute_rest
 from gce_backend.shipment import Shipment, run_spec
 from gce_backend.submission import Submission
-from gce_backend.sweep_capacity import Quotas, free_quotas
 from gce_backend.sweep_results import RESULT, Outcome, fetch_outputs, read_result
 from gce_backend.sweep_schedule import Job
 from gce_backend.sweep_store import COMMAND, JOB_TAG, NUMBER_TAG, OUTPUT_TAG

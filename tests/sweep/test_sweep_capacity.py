@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gce_backend.config import Settings, load_settings
-from gce_backend.sweep_capacity import Capacity, demand, free_quotas
+from gce_backend.quota import free_quotas, needed_quota
+from gce_backend.sweep_capacity import Capacity
 
 
 def settings(**machine: Any) -> Settings:
@@ -32,17 +33,19 @@ def settings(**machine: Any) -> Settings:
     [
         ("n1-standard-2", {"CPUS": 2, "SSD_TOTAL_GB": 50}),
         ("n2-standard-4", {"N2_CPUS": 4}),
-        ("c4-standard-4", {"CPUS": 4, "HDB_TOTAL_GB": 50}),
+        ("c4-standard-4", {"HDB_TOTAL_GB": 50}),
         ("t4", {"CPUS": 4, "NVIDIA_T4_GPUS": 1, "SSD_TOTAL_GB": 100}),
         ("l4", {"CPUS": 4, "NVIDIA_L4_GPUS": 1}),
         ("a100", {"A2_CPUS": 12, "NVIDIA_A100_GPUS": 1}),
-        ("h100", {"A3_CPUS": 26, "NVIDIA_H100_GPUS": 1}),
+        ("h100", {"NVIDIA_H100_GPUS": 1}),
     ],
 )
 def test_each_preset_is_counted_against_its_own_quotas(preset: str, wanted: Any) -> None:
-    found = demand(settings(preset=preset).machine, external_ip=True)
+    found = needed_quota(settings(preset=preset).machine, external_ip=True)
 
     assert found.items() >= {**wanted, "INSTANCES": 1, "IN_USE_ADDRESSES": 1}.items()
+    cpus = {metric for metric in found if metric.endswith("CPUS")}
+    assert cpus == {metric for metric in wanted if metric.endswith("CPUS")}
 
 
 def test_a_full_region_gives_way_to_the_next_and_then_jobs_wait() -> None:
@@ -74,10 +77,14 @@ def test_an_instance_is_counted_once_when_the_figures_are_read_again() -> None:
     assert not capacity.reserve(2, job)
 
 
-def test_spot_instances_use_preemptible_quota_only_where_there_is_any() -> None:
+@pytest.mark.parametrize(("limit", "fits"), [(0.0, False), (4.0, True)])
+def test_spot_instances_use_preemptible_quota_only_where_there_is_any(
+    limit: float, fits: bool
+) -> None:
     rows = [
         {"metric": "CPUS", "limit": 8.0, "usage": 8.0},
-        {"metric": "PREEMPTIBLE_CPUS", "limit": 0.0, "usage": 0.0},
+        {"metric": "PREEMPTIBLE_CPUS", "limit": limit, "usage": 0.0},
     ]
+    capacity = Capacity(lambda region: free_quotas({"quotas": rows}), clock=lambda: 0.0)
 
-    assert free_quotas({"quotas": rows}) == {"CPUS": 0.0}
+    assert (capacity.reserve(0, settings(spot=True)) is not None) is fits
