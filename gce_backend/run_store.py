@@ -41,6 +41,27 @@ _brief_lock = threading.Lock()
 _brief_depth = 0
 _brief_before: dict[str, str] = {}
 
+# SQLAlchemy has fifteen connections to a database, and a call that waits for one fails after 30 s;
+# MLflow's server answers four calls at a time. The client of many runs waits here instead.
+_CALLS_AT_ONCE = 8
+_turns = threading.BoundedSemaphore(_CALLS_AT_ONCE)
+_held = threading.local()
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Wait for one of this process's turns at calling a store; who has one does not wait again."""
+    depth: int = getattr(_held, "depth", 0)
+    if depth == 0:
+        _turns.acquire()
+    _held.depth = depth + 1
+    try:
+        yield
+    finally:
+        _held.depth = depth
+        if depth == 0:
+            _turns.release()
+
 
 @contextmanager
 def brief_retries() -> Iterator[None]:
@@ -119,7 +140,8 @@ class RunStore:
         failures = 0
         while True:
             try:
-                return call()
+                with turn():
+                    return call()
             except MlflowException as error:
                 failures += 1
                 self._prove_writable()
@@ -157,7 +179,8 @@ class RunStore:
         from mlflow.exceptions import MlflowException
 
         try:
-            return call()
+            with turn():
+                return call()
         except MlflowException as error:
             raise self._away(error) from error
 

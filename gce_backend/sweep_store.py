@@ -153,13 +153,20 @@ class SweepStore(Tracking):
         settings: Settings,
         tags: Mapping[str, str],
     ) -> str:
-        """Create a job's run: its parameters are the swept ones and the machine."""
-        entry = EntryPoint(name, COMMAND, parameters(overrides), ())
-        run_id = self.create_run(
-            experiment, source, entry, settings=settings, backend_parameters={}, run_name=None
+        """Create a job's run: its parameters are the swept ones and the machine.
+
+        With its tags from the first moment: a client may be ended at any, and what goes on with
+        the sweep must find every run that was made for it.
+        """
+        return self.create_run(
+            experiment,
+            source,
+            EntryPoint(name, COMMAND, parameters(overrides), ()),
+            settings=settings,
+            backend_parameters={},
+            run_name=None,
+            tags={**tags, _PARENT: parent_id, SWEEP_TAG: parent_id},
         )
-        self.set_tags(run_id, {**tags, _PARENT: parent_id, SWEEP_TAG: parent_id})
-        return run_id
 
     @_answering
     def reopen(self, run_id: str) -> None:

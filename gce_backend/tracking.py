@@ -18,7 +18,7 @@ from gce_backend.errors import TrackingError
 from gce_backend.lifecycle import OUTCOME, EndReason
 from gce_backend.presence import this_client
 from gce_backend.project import EntryPoint, Source
-from gce_backend.run_store import BUSY, brief_retries
+from gce_backend.run_store import BUSY, brief_retries, turn
 from gce_backend.urls import without_credentials
 
 _DEFAULT_EXPERIMENT = "0"
@@ -60,7 +60,7 @@ def _answering(method: Callable[P, T]) -> Callable[P, T]:
         from mlflow.exceptions import MlflowException
 
         try:
-            with brief_retries():
+            with brief_retries(), turn():
                 return method(*args, **kwargs)
         except MlflowException as error:
             store = without_credentials(args[0].uri)  # type: ignore[attr-defined]
@@ -142,6 +142,7 @@ class Tracking:
         settings: Settings,
         backend_parameters: Mapping[str, str],
         run_name: str | None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         """Create the run with everything known before it starts; return its id.
 
@@ -151,7 +152,7 @@ class Tracking:
         run = self._client.create_run(
             experiment.experiment_id,
             run_name=run_name,
-            tags=_tags(source, entry, settings),
+            tags={**_tags(source, entry, settings), **(tags or {})},
         )
         run_id: str = run.info.run_id
         try:
