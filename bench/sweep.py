@@ -3,8 +3,9 @@
     python bench/sweep.py                                  # 200 jobs, 64 at a time, 10 s boot
     python bench/sweep.py --jobs 24 --parallel 8 --boot 2
 
-The ideal: rounds of boot, plus the CPU time of all jobs on this machine's cores. The CPU time of
-one job is measured first, with one job alone and nothing else to do.
+The ideal: rounds of boot, plus the CPU time of all jobs, on the cores that others leave. What a job
+costs is measured first, with a few jobs one after another: its instance's processes and the
+emulator's work for it, without the client's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import contextlib
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlflow.tracking import MlflowClient
@@ -42,22 +43,33 @@ PREEMPTION = "preemption"
 KINDS = ("no_capacity", "unavailable", "reply_lost_after", "operation_fails", PREEMPTION)
 
 
+ALONE = 3  # jobs that are measured, one after another
+
+
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory(prefix="sweep-bench-") as home:
+    with tempfile.TemporaryDirectory(prefix="sweep-bench-") as home, _cpu_account() as cpu:
         project = Path(home, "project")
         project.mkdir()
         (project / "app.py").write_text(PROGRAM)
         with Emulator(boot_seconds=0.1) as emulator:
-            one, alone = _cpu_of_one(emulator, project)
-            print(f"one job alone: {alone:.1f} s wall, {one:.2f} s CPU besides its client")
+            before = cpu()
+            usage = _sweep(emulator, project, ALONE, 1)
+            one = (cpu() - before - usage.cpu) / ALONE
+            print(
+                f"{ALONE} jobs alone: {usage.wall:.1f} s, {one:.2f} s CPU each besides the client"
+            )
         shutil.rmtree(project / "out", ignore_errors=True)
         (project / "mlflow.db").unlink()
         with Emulator(boot_seconds=options.boot) as emulator:
             number = round(options.jobs * options.faults / 100)
-            with Trouble(emulator, number, _ideal(options, one)) as trouble:
+            before, all_before = cpu(), _cpu_of_this_machine()
+            with Trouble(emulator, number, _ideal(options, one, _cores())) as trouble:
                 usage = _sweep(emulator, project, options.jobs, options.parallel)
-            _report(options, one, usage)
+            own = cpu() - before
+            others = max(0.0, _cpu_of_this_machine() - all_before - own) / usage.wall
+            _report(options, one, usage, _cores() - others)
+            print(f"all CPU: {own:.0f} s, others used {others:.2f} cores meanwhile")
             print(f"faults: {dict(trouble.struck)}")
             _check(emulator, project, options.jobs)
 
@@ -105,17 +117,31 @@ def _sweep(emulator: Emulator, project: Path, jobs: int, parallel: int) -> Usage
     return Usage(time.monotonic() - started, cpu, used.ru_maxrss / 1024)
 
 
-def _cpu_of_one(emulator: Emulator, project: Path) -> tuple[float, float]:
-    """CPU seconds that a job costs this machine besides its client, and its wall time."""
-    before = _cpu_of_everything()
-    usage = _sweep(emulator, project, 1, 1)
-    return _cpu_of_everything() - before - usage.cpu, usage.wall
+@contextlib.contextmanager
+def _cpu_account() -> Iterator[Callable[[], float]]:
+    """CPU seconds of this process and all that come from it; of the whole machine at worst.
+
+    The processes of an instance end with its namespaces, so no parent's ``getrusage`` has them.
+    """
+    groups = Path("/sys/fs/cgroup/cpuacct")
+    if not os.access(groups, os.W_OK):
+        yield _cpu_of_this_machine
+        return
+    group = groups / f"sweep-bench-{os.getpid()}"
+    group.mkdir()
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield lambda: int((group / "cpuacct.usage").read_text()) / 1e9
+    finally:
+        (groups / "cgroup.procs").write_text(str(os.getpid()))
+        with contextlib.suppress(OSError):  # something of it still ends
+            group.rmdir()
 
 
-def _cpu_of_everything() -> float:
-    """CPU seconds of this process, the emulator's, and of its children: instances and client."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+def _cpu_of_this_machine() -> float:
+    user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text().split()[1:8]
+    ticks = sum(map(int, (user, nice, system, *interrupts)))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Trouble:
@@ -152,12 +178,12 @@ class Trouble:
             self.struck[kind] += 1
 
 
-def _report(options: argparse.Namespace, one: float, usage: Usage) -> None:
-    ideal = _ideal(options, one)
+def _report(options: argparse.Namespace, one: float, usage: Usage, cores: float) -> None:
+    ideal = _ideal(options, one, cores)
     print(
         f"{options.jobs} jobs, {options.parallel} at a time: {usage.wall:.0f} s; ideal "
         f"{ideal:.0f} s ({_rounds(options)} x {options.boot:g} s boot + {options.jobs} x "
-        f"{one:.2f} s CPU on {_cores()} cores): {usage.wall / ideal:.2f} times\n"
+        f"{one:.2f} s CPU on {cores:.2f} cores): {usage.wall / ideal:.2f} times\n"
         f"client: {usage.megabytes:.0f} MB, {usage.cpu / usage.wall:.2f} cores on average"
     )
 
@@ -167,11 +193,11 @@ def _cores() -> int:
 
 
 def _rounds(options: argparse.Namespace) -> int:
-    return -(-options.jobs // options.parallel)
+    return int(-(-options.jobs // options.parallel))
 
 
-def _ideal(options: argparse.Namespace, one: float) -> float:
-    return float(_rounds(options) * options.boot + options.jobs * one / _cores())
+def _ideal(options: argparse.Namespace, one: float, cores: float) -> float:
+    return float(_rounds(options) * options.boot + options.jobs * one / cores)
 
 
 def _check(emulator: Emulator, project: Path, jobs: int) -> None:

@@ -116,15 +116,8 @@ class Runner:
             result = result_of(self.submission, end, serial, self._storage)
             self._step = "has ended, and MLflow is told how"
             self._write_end(end.reason, end.status)
-            summarize(
-                self.submission,
-                end.reason,
-                self._seconds(),
-                tracking=self._tracking,
-                compute=self._compute,
-                console=self._console,
-            )
-            backlog.warn(self._tracking, self._console, but=self.submission.run_id)
+            if not self._console.is_quiet:
+                self._tell_end(end.reason)
             return result
 
     def sync(self) -> int:
@@ -350,6 +343,17 @@ class Runner:
         return Limits()
 
     # ------------------------------------------------------------------ what is told
+
+    def _tell_end(self, reason: EndReason) -> None:
+        summarize(
+            self.submission,
+            reason,
+            self._seconds(),
+            tracking=self._tracking,
+            compute=self._compute,
+            console=self._console,
+        )
+        backlog.warn(self._tracking, self._console, but=self.submission.run_id)
 
     def _left(self) -> str:
         here = self.submission

@@ -92,7 +92,7 @@ class Sweep:
             self.jobs,
             Capacity(quota_reader(settings)),
             max_parallel=settings.gce.max_parallel,
-            pause=0.2 if emulated else 1.0,
+            pause=0.5 if emulated else 1.0,
             first_pause=0.5 if emulated else 5.0,
         )
 
