@@ -52,6 +52,7 @@ class SweepJob(Job):
     Args:
         archive: ``job.pyz``; empty for one that an earlier client submitted.
         output_dir: where its files belong on this machine.
+        is_spent: its run has ended; a further attempt is a further run.
     """
 
     overrides: tuple[str, ...] = ()
@@ -59,6 +60,7 @@ class SweepJob(Job):
     archive: bytes = b""
     output_dir: Path | None = None
     run_id: str = ""
+    is_spent: bool = False
     artifact_uri: str = ""
     is_running: bool = False
 
@@ -130,8 +132,9 @@ class Jobs:
             forward = forward_target(sweep.store.uri, settings)
             settings = permitted(within_cost(settings), forward)
             with sweep.store_lock:
-                if not job.run_id:
+                if not job.run_id or job.is_spent:
                     job.run_id = self._create_run(job, common, settings)
+                    job.is_spent = False
                 tracking = sweep.store.spec(common.experiment, job.run_id)
             tracking["forward"] = forward
             job.artifact_uri = str(tracking["run"]["info"]["artifact_uri"])
@@ -155,6 +158,7 @@ class Jobs:
             if job.run_id:
                 with contextlib.suppress(TrackingError):
                     sweep.store.terminate(job.run_id, EndReason.SUBMIT_FAILED)
+                job.is_spent = True
             raise
 
     def look(self, job: SweepJob) -> bool:
@@ -200,7 +204,7 @@ class Jobs:
         seconds = time.time() - submission.created_at
         outcome = Outcome(submission.run_id, told, problem, seconds)
         self._sweep.note(job, outcome)
-        job.run_id = ""  # a further attempt is a further run
+        job.is_spent = True
         return outcome, reason
 
     def fetch(self, job: SweepJob) -> None:

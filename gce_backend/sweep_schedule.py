@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gce_backend.config import Settings
-from gce_backend.errors import GceBackendError, NoCapacity, QuotaExceeded
+from gce_backend.errors import ComputeError, GceBackendError, NoCapacity, QuotaExceeded
 from gce_backend.lifecycle import EndReason
 from gce_backend.submission import Submission
 from gce_backend.sweep_capacity import Capacity
@@ -205,6 +205,11 @@ class Scheduler:
             self._capacity.release(job.number)
             self._refused(job, error)
             return
+        except GceBackendError as error:
+            self._capacity.release(job.number)
+            if not _may_pass(error) or not self._tried_again(job, str(error)):
+                raise
+            return
         self._capacity.exists(job.number)
         if job.detached:
             job.submission = submission
@@ -278,15 +283,23 @@ class Scheduler:
             return
         outcome, reason = self._work.finish(job)
         self._capacity.release(job.number)
-        if reason in _AGAIN and job.attempts < _MOST_ATTEMPTS and not self._leaving:
-            self._work.warn(f"job {job.number}: {reason.value.replace('_', ' ')}; tried again")
-            with self._lock:
-                self._ending.discard(job.number)
-                job.submission, job.adopted = None, None
-                self._waiting.append(job)
-            self._wake.set()
+        if reason in _AGAIN and self._tried_again(job, reason.value.replace("_", " ")):
             return
         self._done(job, outcome)
+
+    def _tried_again(self, job: Job, why: str) -> bool:
+        """Queue the job once more; False when it has had its attempts."""
+        with self._lock:
+            if job.attempts >= _MOST_ATTEMPTS or self._leaving:
+                return False
+            self._starting.discard(job.number)
+            self._ending.discard(job.number)
+            job.submission, job.adopted = None, None
+            job.not_before = time.monotonic() + self._first_pause
+            self._waiting.append(job)
+        self._work.warn(f"job {job.number}: {why}; tried again")
+        self._wake.set()
+        return True
 
     def _guarded(self, job: Job, work: Callable[[], None]) -> None:
         try:
@@ -301,3 +314,8 @@ class Scheduler:
             self._ending.discard(job.number)
         job.future.set_result(outcome)
         self._wake.set()
+
+
+def _may_pass(error: GceBackendError) -> bool:
+    """Whether another try may go well: an internal error or a lost answer, but no clear refusal."""
+    return error.transient or type(error) is ComputeError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gce_backend.agent.paths import RunPaths
-from gce_backend.errors import NoCapacity, QuotaExceeded
+from gce_backend.errors import ComputeError, NoCapacity, PermissionDenied, QuotaExceeded
 from gce_backend.lifecycle import EndReason
 from gce_backend.submission import Submission
 from gce_backend.sweep_capacity import Capacity
@@ -130,6 +130,24 @@ def test_a_job_whose_instance_never_reported_is_tried_again_and_a_failing_one_is
 
     until(lambda: "instance-0-2" in work.instances)
     assert second.result(timeout=10).problem == "exited_nonzero"
+    work.end("instance-0-2")
+    assert first.result(timeout=10).completed
+
+
+def test_an_insert_that_fails_inside_is_tried_again_and_a_refused_one_is_not(
+    work: Work, scheduler: Make
+) -> None:
+    work.errors[0] = [ComputeError("INTERNAL_ERROR")]
+    work.errors[1] = [PermissionDenied("you may not")]
+    work.errors[2] = [ComputeError("INTERNAL_ERROR") for _ in range(20)]
+    made = scheduler()
+
+    first, refused, hopeless = (made.add(Job(number, settings())) for number in range(3))
+
+    assert refused.result(timeout=10).problem == "you may not"
+    assert hopeless.result(timeout=10).problem == "INTERNAL_ERROR"
+    assert len(work.errors[2]) == 17
+    until(lambda: "instance-0-2" in work.instances)
     work.end("instance-0-2")
     assert first.result(timeout=10).completed
 
