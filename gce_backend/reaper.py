@@ -7,7 +7,7 @@
     status.json, verified, manifest equal to bucket ─▶ PROVEN    delete
     status.json, something missing ──────────────────▶ KEPT      report
     no status.json, stopped ─────────────────────────▶ STOPPED   report; started again if asked to
-    no status.json, heartbeat stale or absent ───────▶ SILENT    report
+    no status.json, heartbeat stale or absent ───────▶ SILENT    report; reset once if asked to
     no status.json, heartbeat fresh or young ────────▶ WORKING   leave alone
 
 Before its deadline only proof deletes an instance; a silence never does. The bucket asked is the
@@ -31,6 +31,9 @@ from gce_backend.storage import Storage
 
 _SILENCE_SECONDS = 120.0  # a heartbeat comes every five
 _BOOT_SECONDS = 900.0  # to the first heartbeat; an image with a driver to install takes minutes
+# A network that is away for a while is no reason to end a training; a hang of the machine is, and
+# what the training had not saved is lost with it either way.
+_RESET_SECONDS = 900.0
 _AT_ONCE = 16
 _BUCKET_SECONDS = 20.0  # of retries: a bucket that is away is reported, not waited for
 
@@ -71,11 +74,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``why``: one sentence; ``command``: what a person may want to run next."""
+    """What is to become of an instance, and why.
+
+    Args:
+        why: one sentence.
+        command: what a person may want to run next.
+        silence: of one that is silent, in seconds.
+    """
 
     fate: Fate
     why: str
     command: str = ""
+    silence: float = 0.0
 
     @property
     def deletes(self) -> bool:
@@ -87,7 +97,7 @@ class Outcome:
     """What was done about one instance.
 
     Args:
-        deed: ``deleted`` (a GET said 404), ``started`` or ``left``.
+        deed: ``deleted`` (a GET said 404), ``started``, ``reset`` or ``left``.
         error: why something wanted was not done, or could not be known.
     """
 
@@ -131,7 +141,7 @@ def _lives(instance: FoundInstance, heartbeat_at: float | None, now: float) -> V
     if heartbeat_at is None:
         if age < _BOOT_SECONDS:
             return Verdict(Fate.WORKING, "boots")
-        why = f"no sign of life since it was started {_ago(age)}"
+        silence, why = age, f"no sign of life since it was started {_ago(age)}"
     else:
         # An instance that was started again: its last heartbeat is from before.
         silence = now - max(heartbeat_at, instance.started_at)
@@ -139,7 +149,7 @@ def _lives(instance: FoundInstance, heartbeat_at: float | None, now: float) -> V
             return Verdict(Fate.WORKING, "works")
         why = f"last sign of life {_ago(silence)}"
     look = f"gcloud compute instances get-serial-port-output {instance.where}"
-    return Verdict(Fate.SILENT, f"{why}; it bills until its deadline at most", look)
+    return Verdict(Fate.SILENT, f"{why}; it bills until its deadline at most", look, silence)
 
 
 def _describe(instance: FoundInstance) -> str:
@@ -168,7 +178,7 @@ class Reaper:
         *,
         owner: str | None = None,
         dry_run: bool = False,
-        start_stopped: bool = False,
+        collect: bool = False,
         proven_only: bool = False,
         leave: Callable[[FoundInstance], bool] = lambda _: False,
     ) -> Iterator[Outcome]:
@@ -177,7 +187,8 @@ class Reaper:
         Args:
             owner: only that owner's (the label's value).
             dry_run: act on none.
-            start_stopped: boot those again that stopped before they had saved everything.
+            collect: boot those again that stopped before they had saved everything, and, once,
+                those that have been silent for a quarter of an hour: their agents go on.
             proven_only: delete only what is proven, not what is overdue.
             leave: instances that somebody else takes care of.
 
@@ -195,22 +206,30 @@ class Reaper:
                 return Outcome(instance, verdict)
             if dry_run:
                 return Outcome(instance, verdict, error=_unreadable(verdict))
-            return self._act(instance, verdict, start_stopped=start_stopped)
+            return self._act(instance, verdict, collect=collect)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             yield from pool.map(settle, wanted)
 
-    def _act(self, instance: FoundInstance, verdict: Verdict, *, start_stopped: bool) -> Outcome:
+    def _act(self, instance: FoundInstance, verdict: Verdict, *, collect: bool) -> Outcome:
         try:
             if verdict.deletes:
                 self._compute.delete(instance.zone, instance.name)
                 return Outcome(instance, verdict, "deleted")
-            if verdict.fate is Fate.STOPPED and start_stopped:
+            if verdict.fate is Fate.STOPPED and collect:
                 self._fleet.start(instance)
                 return Outcome(instance, verdict, "started")
+            if verdict.silence > _RESET_SECONDS and collect and not self._was_reset(instance):
+                self._fleet.reset(instance)
+                return Outcome(instance, verdict, "reset")
         except ComputeError as error:
             return Outcome(instance, verdict, error=str(error))
         return Outcome(instance, verdict, error=_unreadable(verdict))
+
+    def _was_reset(self, instance: FoundInstance) -> bool:
+        """One that a reset did not help is not helped by another, nor is its training."""
+        operations = self._compute.operations_on(instance.zone, instance.name)
+        return any(each.get("operationType") == "reset" for each in operations)
 
 
 def _unreadable(verdict: Verdict) -> str:

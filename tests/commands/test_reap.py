@@ -1,9 +1,12 @@
 """What is deleted, and what never is: every instance here is judged by the real command."""
 
+import getpass
 import time
+import types
 
 import pytest
 
+from gce_backend import reaper
 from gce_backend.agent.paths import RunPaths
 from gce_backend.emulator import Fault
 from gce_backend.fleet import FoundInstance
@@ -11,6 +14,7 @@ from gce_backend.glance import glance
 from gce_backend.reaper import Evidence, Fate, judge
 
 NOW = 1_000_000.0
+COLLECT = ["reap", "--collect"]
 DONE = {"end_reason": "succeeded", "attempt": 1}
 
 
@@ -180,6 +184,28 @@ def test_a_stopped_instance_is_started_again_to_collect(cloud):
     while cloud.emulator.instances()[0]["status"] != "RUNNING":
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_silent_instance_is_reset_once_and_only_when_asked(cloud, monkeypatch):
+    silent, never, short, working = (cloud.instance() for _ in range(4))
+    monkeypatch.setattr(reaper, "time", types.SimpleNamespace(time=lambda: time.time() + 1000))
+    cloud.beats(silent)
+    cloud.beats(short, ago=-300)
+    cloud.beats(working, ago=-1000)
+    before = len(cloud.emulator.calls)
+
+    said = [cloud.run(*words).stdout for words in (["reap"], COLLECT, COLLECT)]
+
+    resets = [c for c in cloud.emulator.calls[before:] if c.name == "instances.reset"]
+    assert {c.path.split("/")[-2] for c in resets} == {f"mlflow-{silent}-1", f"mlflow-{never}-1"}
+    assert len(resets) == 2, "the third reap leaves them alone"
+    assert (
+        f"mlflow-{silent}-1 (europe-west1-b, {getpass.getuser()})  reset, to collect its results"
+        in said[1]
+    )
+    assert "reset" not in said[0] + said[2]
+    assert said[2].count("get-serial-port-output") == 3
+    assert cloud.left() == {silent, never, short, working}
 
 
 def test_the_quick_look_takes_the_callers_own_proven_ones_alone(cloud, monkeypatch):
