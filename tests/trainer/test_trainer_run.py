@@ -1,5 +1,6 @@
 """What one training leaves in the store."""
 
+import csv
 import json
 
 import mlflow
@@ -58,11 +59,14 @@ def test_the_other_artifacts_are_there(fast: Sandbox) -> None:
     assert names >= {"config.yaml", "checkpoints", *(f"{name}.png" for name in figures)}
 
 
-def test_the_classes_accuracies_and_the_calibration_are_metrics(fast: Sandbox) -> None:
-    metrics = fast.runs()[0].data.metrics
-    of_classes = [metrics[f"class_accuracy/{number}"] for number in range(10)]
-    assert 0 < sum(of_classes) / 10 <= 100
-    assert 0 <= metrics["calibration_error"] <= 100
+def test_what_the_classes_reached_is_a_table_and_the_worst_one_a_metric(fast: Sandbox) -> None:
+    (run,) = fast.runs()
+    with fast.artifact(run, "class_accuracy.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["class"] for row in table] == [str(number) for number in range(10)]
+    worst = min(float(row["accuracy"]) for row in table)
+    assert run.data.metrics["worst_class_accuracy"] == pytest.approx(worst, abs=0.01)
+    assert 0 <= run.data.metrics["calibration_error"] <= 100
 
 
 def test_the_logged_model_takes_grey_values_in_batches_of_any_size(
