@@ -149,7 +149,7 @@ class Api:
             raise not_emulated(f"compute.{identifier}")
         arguments = Arguments(params, request.query, body)
         fault = self._cloud.faults.take_answer(identifier, *_names(arguments))
-        await strikes.before(fault)
+        await strikes.before(fault, self._cloud.clock)
         self._check_project(arguments, identifier)
         answer = await method(self._cloud, arguments)
         strikes.after(fault)

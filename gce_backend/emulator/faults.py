@@ -34,7 +34,7 @@ class FaultKind(enum.StrEnum):
     INSUFFICIENT_CAPACITY = "insufficient_capacity"  # 503, bulkInsert's spelling
     REPLY_LOST_BEFORE = "reply_lost_before"  # the connection breaks, nothing has happened
     REPLY_LOST_AFTER = "reply_lost_after"  # the connection breaks, the call has taken effect
-    SLOW = "slow"  # the answer comes after `seconds`
+    SLOW = "slow"  # the answer comes after `seconds` of the emulator's clock
     # operations
     NO_CAPACITY = "no_capacity"  # ZONE_RESOURCE_POOL_EXHAUSTED
     NO_CAPACITY_WITH_DETAILS = "no_capacity_with_details"  # …_WITH_DETAILS

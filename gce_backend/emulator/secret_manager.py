@@ -60,7 +60,7 @@ class SecretManager:
                 f"'projects/{project}/secrets/{secret}/versions/{version}' (or it may not exist).",
                 status="PERMISSION_DENIED",
             )
-        await strikes.before(fault)
+        await strikes.before(fault, self._cloud.clock)
         name = f"projects/{PROJECT_NUMBER}/secrets/{secret}"
         versions = self._versions.get(secret, [])
         number = len(versions) if version == "latest" else int(version)

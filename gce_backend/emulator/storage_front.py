@@ -80,7 +80,7 @@ class StorageFront:
     async def _strike(self, name: str, names: tuple[str, ...]) -> Fault | None:
         """What an injected fault does before a call takes effect; gives it for the time after."""
         fault = self._cloud.faults.take_answer(name, *names)
-        await strikes.before(fault)
+        await strikes.before(fault, self._cloud.clock)
         return fault
 
     async def _route(self, request: web.BaseRequest, call: StorageCall) -> web.StreamResponse:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-
+from .clock import Clock
 from .errors import ReplyLost
 from .faults import Fault, FaultKind, answer_error
 
 
-async def before(fault: Fault | None) -> None:
-    """Raises ApiError or ReplyLost where the call is to have no effect."""
+async def before(fault: Fault | None, clock: Clock) -> None:
+    """Raises ApiError or ReplyLost where the call is to have no effect; a slow one waits here."""
     if fault is None:
         return
     if fault.kind is FaultKind.SLOW:
-        await asyncio.sleep(fault.seconds)
+        await clock.sleep(fault.seconds)
     elif fault.kind is FaultKind.REPLY_LOST_BEFORE:
         raise ReplyLost
     elif (error := answer_error(fault)) is not None:

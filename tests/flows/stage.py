@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from gce_backend.emulator import Fault, leftovers
 
 GATED = PROJECTS / "gated"
 ZONES = "-Pgce.zones=[europe-west1-b,europe-west4-a]"
-_HELD_SECONDS = 4.0  # of an API call that is held up
+# Of an API call that is held up, by the emulator's clock: the clock moves on when it is let go.
+_HELD_SECONDS = 20.0
 
 
 @dataclass
@@ -29,22 +31,32 @@ class Stage:
     cloud: Cloud
     client: Client | None = None
     at: float = 0.0  # the emulator's clock when it was stopped at its moment
+    skipped: float = 0.0  # seconds that the clock was moved on by since
+    cut_off: bool = False  # something is away, and comes back by itself
     words: tuple[str, ...] = ()  # more of the command line
 
-    def submit(self, *words: str) -> Client:
-        command = ["mlflow", "run", str(GATED), "--backend", "gce", ZONES, *self.words, *words]
-        self.client = self._start(command)
+    def submit(self, *words: str, project: Path = GATED) -> Client:
+        # The image's own Python is enough, save where an environment is what it is about.
+        manager = ["--env-manager", "local"] if project == GATED else []
+        command = ["mlflow", "run", str(project), "--backend", "gce", *manager, ZONES]
+        self.client = self._start([*command, *self.words, *words])
         return self.client
 
-    def mlflow_gce(self, *words: str, seconds: float = 120) -> tuple[int, str]:
-        client = self._start(["mlflow-gce", *words])
+    def mlflow_gce(self, *words: str, seconds: float = 120, **environ: str) -> tuple[int, str]:
+        client = self._start(["mlflow-gce", *words], **environ)
         code = client.end(seconds)
         return code, client.text
 
-    def _start(self, command: list[str]) -> Client:
-        client = Client(command, environ=self.cloud.environ, directory=self.cloud.directory)
+    def _start(self, command: list[str], **more: str) -> Client:
+        environ = {**self.cloud.environ, **more}
+        client = Client(command, environ=environ, directory=self.cloud.directory)
         self.cloud.clients.append(client)
         return client
+
+    def let_go(self) -> None:
+        """Whatever is held up goes on at once."""
+        self.cloud.emulator.advance(_HELD_SECONDS)
+        self.skipped += _HELD_SECONDS
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -141,16 +153,12 @@ class Stage:
 Moment = tuple[Callable[[], Any], Callable[[], None]]
 
 
-def _nothing() -> None:
-    pass
-
-
 def _held_call(method: str, pattern: str = "*", kind: str = "slow") -> Callable[[Stage], Moment]:
     def moment(stage: Stage) -> Moment:
         resource = pattern.replace("BUCKET", stage.cloud.bucket)
         reached = stage.held(method, resource, kind=kind)
         stage.submit()
-        return reached, _nothing
+        return reached, stage.let_go
 
     return moment
 
@@ -182,21 +190,42 @@ def _uploading(stage: Stage) -> Moment:
         uploads = [c for c in stage.cloud.emulator.calls if c.name == "storage.objects.insert"]
         return any(c.status == 503 and stage.cloud.bucket in c.path for c in uploads)
 
-    return reached, stage.cloud.emulator.clear_faults
+    def go_on() -> None:
+        if not stage.cut_off:
+            stage.cloud.emulator.clear_faults()
+
+    return reached, go_on
 
 
-def _fetching(stage: Stage) -> Moment:
-    """Held up once the instance is asked for: the client reads the bundle's name before."""
-    stage.submit()
-    held: list[Callable[[], bool]] = []
+def _download(
+    name: str, project: Callable[[Stage], Path] | None = None
+) -> Callable[[Stage], Moment]:
+    """Held up once the instance is asked for: the client looks at the object before."""
 
-    def reached() -> bool:
-        if not held and stage.cloud.inserts():
-            pattern = f"{stage.cloud.bucket}/*/bundles/*"
-            held.append(stage.held("storage.objects.get", pattern))
-        return bool(held) and held[0]()
+    def moment(stage: Stage) -> Moment:
+        stage.submit(project=project(stage) if project else GATED)
+        held: list[Callable[[], bool]] = []
 
-    return reached, _nothing
+        def reached() -> bool:
+            if not held and stage.cloud.inserts():
+                pattern = f"{stage.cloud.bucket}/*/{name}"
+                held.append(stage.held("storage.objects.get", pattern))
+            return bool(held) and held[0]()
+
+        return reached, stage.let_go
+
+    return moment
+
+
+def _with_environment(stage: Stage) -> Path:
+    """The project with an environment to be built, though without anything from an index."""
+    project = stage.cloud.directory / "built"
+    shutil.copytree(GATED, project)
+    with (project / "MLproject").open("a") as file:
+        file.write("python_env: python_env.yaml\n")
+    # A line that is no requirement can only be judged by an installer: so one is run.
+    (project / "python_env.yaml").write_text("dependencies: [--no-index]\n")
+    return project
 
 
 _MOMENTS: dict[str, Callable[[Stage], Moment]] = {
@@ -204,7 +233,8 @@ _MOMENTS: dict[str, Callable[[Stage], Moment]] = {
     "insert sent but no reply": _held_call("instances.insert"),
     "creating": _held_call("instances.insert", kind="operation_slow"),
     "booting": _held_call("storage.objects.get", "BUCKET/*/agent-*"),
-    "fetching": _fetching,
+    "fetching": _download("bundles/*"),
+    "environment": _download("uv-*.whl", _with_environment),
     "epoch 1": _gate("epoch1"),
     "epoch 2": _gate("epoch2"),
     "uploading results": _uploading,
