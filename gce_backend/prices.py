@@ -2,12 +2,17 @@
 
 Estimates, in USD, without sustained-use or committed-use discounts. Sources: the Cloud Billing
 catalogue as published by the SkyPilot catalogue and by Cyclenerd's pricing calculator, read on
-``PRICE_DATE``; spot prices may change once a day.
+``PRICE_DATE``; spot prices may change once a day. What ``price_catalog.py`` has refreshed since
+goes before; it lies in the user's cache, and reading it takes no network.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from gce_backend.agent.usage import usd
 
@@ -125,11 +130,75 @@ def price(
     """The list price in ``zone``'s region, or None where the table does not know it."""
     column = 1 if spot else 0
     region = zone.rpartition("-")[0]
-    machine = MACHINE_USD_PER_HOUR.get(machine_type, {}).get(region)
+    known = _refreshed()
+    machine = known.machines.get(machine_type, {}).get(region) or MACHINE_USD_PER_HOUR.get(
+        machine_type, {}
+    ).get(region)
     if machine is None or (accelerator_type and accelerator_type not in ACCELERATOR_USD_PER_HOUR):
         return None
     usd = machine[column]
     if accelerator_type:
-        usd += accelerators * ACCELERATOR_USD_PER_HOUR[accelerator_type][column]
+        each = known.accelerators.get(accelerator_type, ACCELERATOR_USD_PER_HOUR[accelerator_type])
+        usd += accelerators * each[column]
     usd += DISK_USD_PER_GB_MONTH.get(disk_type, 0.0) * disk_gb / _HOURS_PER_MONTH
     return Price(usd + (EXTERNAL_IP_USD_PER_HOUR if external_ip else 0.0))
+
+
+def price_date() -> str:
+    """Of which day the prices are; two, where not all were refreshed."""
+    known = _refreshed()
+    if not known.date:
+        return PRICE_DATE
+    whole = all(
+        region in known.machines.get(machine, {})
+        for machine, regions in MACHINE_USD_PER_HOUR.items()
+        for region in regions
+    )
+    return known.date if whole else f"{known.date}, some {PRICE_DATE}"
+
+
+def cache_file() -> Path:
+    """Where refreshed prices are kept: ``$XDG_CACHE_HOME/mlflow-gce/prices.json``."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "mlflow-gce" / "prices.json"
+
+
+@dataclass(frozen=True)
+class _Refreshed:
+    date: str
+    machines: dict[str, dict[str, tuple[float, float]]]
+    accelerators: dict[str, tuple[float, float]]
+
+
+_NONE = _Refreshed("", {}, {})
+
+
+def _refreshed() -> _Refreshed:
+    file = cache_file()
+    try:
+        return _read(file, file.stat().st_mtime_ns)
+    except OSError:
+        return _NONE
+
+
+@lru_cache(maxsize=4)
+def _read(file: Path, _written: int) -> _Refreshed:
+    """A file that is damaged, or older than the table here, is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = _Refreshed(
+            str(content["date"]),
+            {
+                machine: {region: _pair(pair) for region, pair in regions.items()}
+                for machine, regions in content["machines"].items()
+            },
+            {name: _pair(pair) for name, pair in content["accelerators"].items()},
+        )
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
+        return _NONE
+    return found if found.date > PRICE_DATE else _NONE
+
+
+def _pair(values: list[float]) -> tuple[float, float]:
+    on_demand, spot = values
+    return float(on_demand), float(spot)

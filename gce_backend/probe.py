@@ -35,7 +35,7 @@ from gce_backend.errors import (
 )
 from gce_backend.instance import Agent, insert_body, instance_name, lifetime_seconds
 from gce_backend.polling import DeadlinePassed, retry, wait_until
-from gce_backend.prices import PRICE_DATE, Price
+from gce_backend.prices import Price, price_date
 from gce_backend.probe_script import MARK
 from gce_backend.shipment import ship_uv
 from gce_backend.ssh_route import Route
@@ -120,7 +120,7 @@ class Probe:
             usual, most = (Price(usd).cost(s) for s in (_USUAL_SECONDS, _LIFETIME_SECONDS))
             cost = (
                 f"for about ${usual:.4f} (${most:.4f} at most; estimates by list prices of "
-                f"{PRICE_DATE})"
+                f"{price_date()})"
             )
         return (
             f"one {MACHINE_TYPE} in {zone} for a minute or two, {cost}. It is deleted at the end; "

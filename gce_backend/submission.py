@@ -12,7 +12,7 @@ from gce_backend.agent.paths import RunPaths
 from gce_backend.errors import TrackingError
 from gce_backend.lifecycle import EndReason
 from gce_backend.presence import is_dead
-from gce_backend.prices import PRICE_DATE
+from gce_backend.prices import price_date
 from gce_backend.storage import parse_uri
 
 ATTEMPT_TAG = "gce.attempt"
@@ -71,7 +71,7 @@ class Submission:
     def tags(self) -> dict[str, str]:
         """As tags of the MLflow run; ``from_run`` reads them back."""
         price = (
-            {"gce.usd_per_hour": f"{self.usd_per_hour:.4f}", "gce.price_date": PRICE_DATE}
+            {"gce.usd_per_hour": f"{self.usd_per_hour:.4f}", "gce.price_date": price_date()}
             if self.usd_per_hour
             else {}
         )

@@ -33,7 +33,7 @@ from gce_backend.forwarding import forward_target, permitted
 from gce_backend.instance import lifetime_seconds
 from gce_backend.interrupts import Interrupted, Interrupts
 from gce_backend.lifecycle import EndReason
-from gce_backend.prices import PRICE_DATE
+from gce_backend.prices import price_date
 from gce_backend.project import EntryPoint, Source, entry_point, open_source
 from gce_backend.request import ATTEMPT, InstanceRequest
 from gce_backend.shipment import Shipment, run_spec, ship
@@ -199,7 +199,7 @@ def _price_line(settings: Settings) -> str:
     return (
         f"about ${here:.3f}/h in {zone} ({otherwise}: ${other:.3f}/h), "
         f"at most ${max(known) * hours:.2f} in the {hours:.3g} h until its deadline in any of "
-        f"{len(everywhere)} zones (estimates: list prices of {PRICE_DATE})"
+        f"{len(everywhere)} zones (estimates: list prices of {price_date()})"
     )
 
 

@@ -35,6 +35,7 @@ LAYERS = [
         "replay",
         "relocation",
         "fleet",
+        "price_catalog",
         "proof",
         "download",
         "quota",

@@ -53,7 +53,7 @@ def cost(tracking_uri: str | None, since: float, as_json: bool) -> None:
     What still runs counts to this moment. Storage, network and discounts are not in it; the bill
     is at https://console.cloud.google.com/billing.
     """
-    from gce_backend.prices import PRICE_DATE
+    from gce_backend.prices import price_date
     from gce_backend.run_finder import latest_runs
 
     runs = guarded(lambda: latest_runs(tracking_uri, _MOST, since=since))
@@ -65,7 +65,7 @@ def cost(tracking_uri: str | None, since: float, as_json: bool) -> None:
         print_json(
             {
                 "since": since,
-                "price_date": PRICE_DATE,
+                "price_date": price_date(),
                 "estimated_usd": total,
                 "runs_without_a_price": unknown,
                 "runs": [{**vars(run), "cost_usd": amount} for run, amount in pairs],
@@ -78,7 +78,7 @@ def cost(tracking_uri: str | None, since: float, as_json: bool) -> None:
     missing = f", {unknown} runs of unknown price not counted" if unknown else ""
     click.echo(
         f"{len(runs)} runs since {moment(since)}: about {usd(total)} "
-        f"(estimate by list prices of {PRICE_DATE}{missing})"
+        f"(estimate by list prices of {price_date()}{missing})"
     )
 
 

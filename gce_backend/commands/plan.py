@@ -34,13 +34,23 @@ _COLUMNS = [
 )
 @PARAMETERS
 @click.option("--backend-config", default="{}", help="As in `mlflow run`: JSON, or a file of it.")
+@click.option("--refresh", is_flag=True, help="First ask the Cloud Billing Catalog for prices.")
 @JSON
-def plan(directory: Path, parameters: tuple[str, ...], backend_config: str, as_json: bool) -> None:
+def plan(
+    directory: Path,
+    parameters: tuple[str, ...],
+    backend_config: str,
+    refresh: bool,
+    as_json: bool,
+) -> None:
     """Say what a run of the project in DIRECTORY would ask for, and cost at most.
 
-    Machines and zones in the order in which they are tried, their prices, and the deadline. Asks
-    no API and creates nothing. Prices are estimates: list prices of a day that is named.
+    Machines and zones in the order in which they are tried, their prices, and the deadline. Creates
+    nothing, and asks no API but with --refresh. Prices are estimates: list prices of a day that is
+    named; refreshed ones are kept for later runs.
     """
+    if refresh:
+        _refresh()
     settings = guarded(lambda: _settings(directory, parameters, backend_config))
     rows = _rows(settings)
     if as_json:
@@ -49,6 +59,23 @@ def plan(directory: Path, parameters: tuple[str, ...], backend_config: str, as_j
     print_facts(f"plan for {directory.resolve().name}", _facts(settings, rows))
     click.echo()
     print_table(_COLUMNS, [_cells(row) for row in rows])
+
+
+def _refresh() -> None:
+    """Without new prices the old ones do, with their date."""
+    from gce_backend.config import read_endpoints
+    from gce_backend.errors import GceBackendError
+    from gce_backend.price_catalog import refresh
+    from gce_backend.prices import price_date
+
+    try:
+        click.echo(refresh(emulated=guarded(read_endpoints).emulated), err=True)
+    except (GceBackendError, OSError) as error:
+        click.echo(
+            f"mlflow-gce: prices are still those of {price_date()}: {error}. The catalog takes "
+            "credentials, and the API: gcloud services enable cloudbilling.googleapis.com",
+            err=True,
+        )
 
 
 def _settings(directory: Path, parameters: tuple[str, ...], backend_config: str) -> Settings:
@@ -102,7 +129,7 @@ def _rows(settings: Settings) -> list[dict[str, Any]]:
 
 def _facts(settings: Settings, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     from gce_backend.instance import lifetime_seconds
-    from gce_backend.prices import PRICE_DATE
+    from gce_backend.prices import price_date
 
     machine, gce = settings.machine, settings.gce
     seconds = lifetime_seconds(settings)
@@ -118,7 +145,7 @@ def _facts(settings: Settings, rows: list[dict[str, Any]]) -> list[tuple[str, st
         ("training ends", f"after {gce.max_hours:.3g} h at most (gce.max_hours)"),
         ("deadline", f"{moment(time.time() + seconds)} if started now: {seconds / 3600:.3g} h"),
         ("costs at most", f"{most}, in the dearest zone until the deadline"),
-        ("prices", f"an estimate: list prices of {PRICE_DATE}, without discounts and network"),
+        ("prices", f"an estimate: list prices of {price_date()}, without discounts and network"),
     ]
 
 
@@ -141,7 +168,7 @@ def _price(amount: float | None) -> str:
 
 def _as_json(settings: Settings, rows: list[dict[str, Any]]) -> dict[str, Any]:
     from gce_backend.instance import lifetime_seconds
-    from gce_backend.prices import PRICE_DATE
+    from gce_backend.prices import price_date
 
     return {
         "machine": settings.machine.name,
@@ -150,6 +177,6 @@ def _as_json(settings: Settings, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "bucket": settings.bucket,
         "max_hours": settings.gce.max_hours,
         "lifetime_seconds": lifetime_seconds(settings),
-        "price_date": PRICE_DATE,
+        "price_date": price_date(),
         "estimates": rows,
     }

@@ -193,6 +193,9 @@ class Emulator:
                 self.compute_url.removesuffix("compute/v1/")
             ),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_IAM": self.compute_url.removesuffix("compute/v1/"),
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDBILLING": (
+                self.compute_url.removesuffix("compute/v1/")
+            ),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_OSLOGIN": self.compute_url.removesuffix("compute/v1/"),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{self.storage_url}/storage/v1/",
             # Port 22 of natIP where that is permitted; gcloud insists on it.

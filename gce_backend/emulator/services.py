@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from . import batch, os_login_calls
+from . import batch, billing, os_login_calls
 from .api import Api, Request
 from .cloud import Cloud
 from .control import Control
@@ -46,6 +46,8 @@ class Services:
             return self._break(request)
         if request.path.startswith(os_login_calls.PREFIX):
             return await self._os_login.serve(request, caller)
+        if (prices := billing.serve(request)) is not None:
+            return prices
         try:
             if (secret := await self.secrets.serve(request, caller)) is not None:
                 return secret

@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import requests
 
 from gce_backend.emulator import Fault
 from gce_backend.history import Event, History
@@ -120,3 +121,27 @@ def test_plan_says_prices_deadline_and_the_worst_case(cloud):
     wrong = cloud.run("plan", "-P", "machine=l5")
     assert wrong.returncode == 1 and "l4" in wrong.stderr
     assert cloud.run("plan", "--backend-config", "[1]").returncode == 2
+
+
+def test_plan_refreshes_prices_from_the_catalog_and_keeps_them(cloud, monkeypatch):
+    monkeypatch.setattr("gce_backend.price_catalog._PAGE_SIZE", 7)
+    environ = {"XDG_CACHE_HOME": str(cloud.directory / "cache")}
+    first = cloud.json("plan", "--refresh", "-P", "machine=e2-standard-4", **environ)
+    today = time.strftime("%Y-%m-%d")
+    away = {"CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDBILLING": "http://127.0.0.1:9/"}
+    later = cloud.run("plan", "-P", "machine=e2-standard-4", **environ, **away)
+
+    assert first["price_date"].startswith(today)
+    assert f"list prices of {today}" in later.stdout and later.stderr == ""
+    unknown = f"{cloud.emulator.compute_url.removesuffix('compute/v1/')}v1/services"
+    assert requests.get(unknown, timeout=10).status_code == 501
+
+
+def test_without_the_catalog_plan_says_of_when_its_prices_are(cloud, monkeypatch):
+    monkeypatch.setattr("gce_backend.rest.retry", lambda call, **_: call())
+    away = {"CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDBILLING": "http://127.0.0.1:9/"}
+    done = cloud.run("plan", "--refresh", XDG_CACHE_HOME=str(cloud.directory), **away)
+
+    assert done.returncode == 0 and "list prices of 20" in done.stdout
+    assert "prices are still those of" in done.stderr
+    assert "gcloud services enable cloudbilling" in done.stderr
