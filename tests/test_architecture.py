@@ -13,11 +13,11 @@ PACKAGE = CHECKOUT / "gce_backend"
 LAYERS = [
     {"cli"},
     {"commands"},
-    {"sweep_attach", "sweep_hydra"},
-    {"sweep"},
-    {"sweep_jobs", "sweep_payload"},
-    {"sweep_schedule", "sweep_store"},
-    {"sweep_capacity", "sweep_errors", "sweep_results"},
+    {"sweep.attach", "sweep.launch"},
+    {"sweep.sweep"},
+    {"sweep.jobs", "sweep.payload"},
+    {"sweep.schedule", "sweep.store"},
+    {"sweep.capacity", "sweep.errors", "sweep.results"},
     {"backend", "catch_up"},
     {"runner", "glance", "overview", "run_finder", "doctor"},
     {"reaper", "attempts", "checkups", "ending", "summary", "probe_findings"},
@@ -104,11 +104,19 @@ def ours(file):
 
 CLIENT = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 COMMANDS = sorted(PACKAGE.glob("commands/*.py"))
+SWEEP = sorted(path for path in PACKAGE.glob("sweep/*.py") if path.stem != "__init__")
 
 
-@pytest.mark.parametrize("file", [*CLIENT, *COMMANDS], ids=lambda path: path.stem)
+def layered(file):
+    """A client module's name in LAYERS."""
+    if file in COMMANDS:
+        return "commands"
+    return f"sweep.{file.stem}" if file in SWEEP else file.stem
+
+
+@pytest.mark.parametrize("file", [*CLIENT, *COMMANDS, *SWEEP], ids=layered)
 def test_imports_go_downwards_only(file):
-    here = "commands" if file in COMMANDS else file.stem
+    here = layered(file)
     for module in ours(file):
         top = module.partition(".")[0]
         if top == "agent":
@@ -117,7 +125,8 @@ def test_imports_go_downwards_only(file):
             assert here == "commands", "only the table in cli.py knows the commands"
         else:
             assert top != "emulator", "only the table in cli.py knows the emulator"
-            assert LAYER[here] < LAYER[top], f"{here} imports {top}"
+            there = module if top == "sweep" else top
+            assert LAYER[here] < LAYER[there], f"{here} imports {there}"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +135,13 @@ def test_imports_go_downwards_only(file):
 def test_the_agent_imports_the_standard_library_alone(file):
     for module, _ in imports_of(file):
         assert module.startswith(".") or module.partition(".")[0] in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("sweep/job/*.py")), ids=lambda path: path.stem)
+def test_a_sweeps_job_imports_the_standard_library_and_hydra_alone(file):
+    known = sys.stdlib_module_names | {"hydra", "omegaconf"}
+    for module, _ in imports_of(file):
+        assert module.startswith(".") or module.partition(".")[0] in known
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))

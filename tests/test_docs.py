@@ -47,6 +47,8 @@ def test_the_architecture_names_every_module_and_no_other():
     there = {path.stem for path in (CHECKOUT / "gce_backend").glob("*.py")} - {"__init__"}
 
     assert there <= named
+    for path in (CHECKOUT / "gce_backend").glob("sweep/[a-z]*.py"):
+        assert f"`sweep/{path.name}`" in ARCHITECTURE
     assert named - there <= {"train", "paths", "test_architecture", "mnist"}
 
 

@@ -41,7 +41,7 @@ def followed(
 
 def followed_sweep(run: str, tracking_uri: str | None) -> None:
     """Follow a sweep to its end and exit; come back where ``run`` is none."""
-    from gce_backend.sweep_attach import attach_sweep
+    from gce_backend.sweep.attach import attach_sweep
 
     code = guarded(lambda: attach_sweep(run, tracking_uri))
     if code is not None:

@@ -46,7 +46,7 @@ class GceLauncherConf:
 
 
 class GceLauncher(Launcher):  # type: ignore[misc]
-    """The seam to Hydra; the work is in ``gce_backend.sweep_hydra``."""
+    """The seam to Hydra; the work is in ``gce_backend.sweep.launch``."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -64,7 +64,7 @@ class GceLauncher(Launcher):  # type: ignore[misc]
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from gce_backend.sweep_hydra import launch
+        from gce_backend.sweep.launch import launch
 
         return launch(self, job_overrides, initial_job_idx)
 

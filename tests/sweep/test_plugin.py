@@ -50,7 +50,7 @@ def inner():
     return main
 
 from pathlib import Path
-from gce_backend.sweep_payload import describe_task
+from gce_backend.sweep.payload import describe_task
 task = describe_task(main.__wrapped__, Path.cwd())
 local = describe_task(inner(), Path.cwd())
 print(task.reference, task.main, local.reference)
@@ -77,7 +77,7 @@ def test_a_function_goes_by_its_name_where_importing_its_program_only_defines(
 def test_a_function_by_value_keeps_its_files_name(tmp_path: Path) -> None:
     code = """
 import pickle
-from gce_backend.sweep_payload import _by_value
+from gce_backend.sweep.payload import _by_value
 def outer():
     def inner():
         return inner.__code__.co_filename
@@ -100,7 +100,7 @@ from pathlib import Path
 from hydra import compose, initialize
 from hydra.core.utils import JobRuntime, setup_globals
 from hydra.core.hydra_config import HydraConfig
-from gce_backend.sweep_payload import describe_task, job_archive
+from gce_backend.sweep.payload import describe_task, job_archive
 setup_globals()
 class Direction(enum.Enum):  # as the Optuna sweeper has one, which no instance can load
     here_alone = 1

@@ -21,7 +21,7 @@ from gce_backend.config import Settings, load_settings
 from gce_backend.lifecycle import EndReason
 from gce_backend.project import Source
 from gce_backend.storage import Storage
-from gce_backend.sweep_store import SweepStore, job_key
+from gce_backend.sweep.store import SweepStore, job_key
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Experiment
 

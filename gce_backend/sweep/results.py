@@ -20,7 +20,7 @@ class Outcome:
     """How a job ended.
 
     Args:
-        told: what the job itself said (``sweep_job``); empty when it could not.
+        told: what the job itself said (``job``); empty when it could not.
         problem: why it failed, in a sentence or more; "" for a job that completed.
     """
 

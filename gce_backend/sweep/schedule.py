@@ -24,8 +24,8 @@ from gce_backend.config import Settings
 from gce_backend.errors import ComputeError, GceBackendError, NoCapacity, QuotaExceeded
 from gce_backend.lifecycle import EndReason
 from gce_backend.submission import Submission
-from gce_backend.sweep_capacity import Capacity
-from gce_backend.sweep_results import Outcome
+from gce_backend.sweep.capacity import Capacity
+from gce_backend.sweep.results import Outcome
 
 # So many jobs are started, looked into and ended at once: that is waiting, mostly.
 _AT_ONCE = 64

@@ -10,7 +10,7 @@ import pytest
 
 from gce_backend.config import Settings, load_settings
 from gce_backend.quota import free_quotas, needed_quota
-from gce_backend.sweep_capacity import Capacity
+from gce_backend.sweep.capacity import Capacity
 
 
 def settings(**machine: Any) -> Settings:

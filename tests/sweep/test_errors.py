@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gce_backend.sweep_errors import rebuilt
-from gce_backend.sweep_job.run import describe, plain_value
+from gce_backend.sweep.errors import rebuilt
+from gce_backend.sweep.job.run import describe, plain_value
 
 
 class Odd(Exception):

@@ -1,4 +1,4 @@
-"""What is done for each job of a sweep: ``sweep_schedule.JobWork`` on the cloud."""
+"""What is done for each job of a sweep: ``schedule.JobWork`` on the cloud."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from gce_backend.request import ATTEMPT, InstanceRequest
 from gce_backend.rest import Rest, compute_rest
 from gce_backend.shipment import Shipment, run_spec
 from gce_backend.submission import Submission
-from gce_backend.sweep_results import RESULT, Outcome, fetch_outputs, read_result
-from gce_backend.sweep_schedule import Job
-from gce_backend.sweep_store import COMMAND, JOB_TAG, NUMBER_TAG, OUTPUT_TAG
+from gce_backend.sweep.results import RESULT, Outcome, fetch_outputs, read_result
+from gce_backend.sweep.schedule import Job
+from gce_backend.sweep.store import COMMAND, JOB_TAG, NUMBER_TAG, OUTPUT_TAG
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Experiment
 
 if TYPE_CHECKING:
-    from gce_backend.sweep import Sweep
+    from gce_backend.sweep.sweep import Sweep
 
 
 @dataclass

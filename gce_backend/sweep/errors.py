@@ -14,7 +14,7 @@ from typing import Any
 
 
 def rebuilt(told: dict[str, Any]) -> BaseException:
-    """The exception that ``sweep_job.run.describe`` described, with traceback and causes.
+    """The exception that ``job.run.describe`` described, with traceback and causes.
 
     A class that this process does not know, or that cannot be made from its arguments, becomes
     RuntimeError with the class's name in its message.

@@ -14,10 +14,9 @@ from gce_backend.console import Console
 from gce_backend.errors import GceBackendError, TrackingError
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
-from gce_backend.sweep import Sweep
-from gce_backend.sweep_jobs import Plan, SweepJob
-from gce_backend.sweep_results import Outcome, read_result
-from gce_backend.sweep_store import (
+from gce_backend.sweep.jobs import Plan, SweepJob
+from gce_backend.sweep.results import Outcome, read_result
+from gce_backend.sweep.store import (
     DIRECTORY_TAG,
     JOB_TAG,
     KEY_TAG,
@@ -27,6 +26,7 @@ from gce_backend.sweep_store import (
     Row,
     SweepStore,
 )
+from gce_backend.sweep.sweep import Sweep
 from gce_backend.tracking import resolve_uri
 
 

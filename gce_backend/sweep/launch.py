@@ -28,13 +28,13 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 from gce_backend.compose import Composer
 from gce_backend.config import Settings, read_endpoints, settings_of
 from gce_backend.errors import ConfigError
-from gce_backend.sweep import Sweep
-from gce_backend.sweep_capacity import Capacity
-from gce_backend.sweep_errors import rebuilt
-from gce_backend.sweep_jobs import Plan, SweepJob, quota_reader
-from gce_backend.sweep_payload import Task, describe_task, job_archive
-from gce_backend.sweep_results import Outcome
-from gce_backend.sweep_store import job_key
+from gce_backend.sweep.capacity import Capacity
+from gce_backend.sweep.errors import rebuilt
+from gce_backend.sweep.jobs import Plan, SweepJob, quota_reader
+from gce_backend.sweep.payload import Task, describe_task, job_archive
+from gce_backend.sweep.results import Outcome
+from gce_backend.sweep.store import job_key
+from gce_backend.sweep.sweep import Sweep
 
 log = logging.getLogger(__name__)
 

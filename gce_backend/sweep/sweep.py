@@ -30,11 +30,11 @@ from gce_backend.project import Source, open_source
 from gce_backend.shipment import Shipment, ship
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
-from gce_backend.sweep_capacity import Capacity
-from gce_backend.sweep_jobs import Common, Jobs, Plan, SweepJob, quota_reader
-from gce_backend.sweep_results import Outcome, read_result
-from gce_backend.sweep_schedule import Scheduler
-from gce_backend.sweep_store import (
+from gce_backend.sweep.capacity import Capacity
+from gce_backend.sweep.jobs import Common, Jobs, Plan, SweepJob, quota_reader
+from gce_backend.sweep.results import Outcome, read_result
+from gce_backend.sweep.schedule import Scheduler
+from gce_backend.sweep.store import (
     DIRECTORY_TAG,
     JOB_TAG,
     KEY_TAG,

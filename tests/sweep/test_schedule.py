@@ -14,11 +14,11 @@ from gce_backend.agent.paths import RunPaths
 from gce_backend.errors import ComputeError, NoCapacity, PermissionDenied, QuotaExceeded
 from gce_backend.lifecycle import EndReason
 from gce_backend.submission import Submission
-from gce_backend.sweep_capacity import Capacity
-from gce_backend.sweep_results import Outcome
-from gce_backend.sweep_schedule import Job, Scheduler
+from gce_backend.sweep.capacity import Capacity
+from gce_backend.sweep.results import Outcome
+from gce_backend.sweep.schedule import Job, Scheduler
 
-from .test_sweep_capacity import settings
+from .test_capacity import settings
 
 
 class Work:

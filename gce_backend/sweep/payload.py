@@ -93,7 +93,7 @@ def job_archive(task: Task, config: DictConfig) -> bytes:
 
 
 def _program() -> dict[str, bytes]:
-    folder = Path(str(resources.files("gce_backend") / "sweep_job"))
+    folder = Path(str(resources.files("gce_backend") / "sweep" / "job"))
     return {f"sweep_job/{path.name}": path.read_bytes() for path in sorted(folder.glob("*.py"))}
 
 
