@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PORT ?= 5000
 
-.PHONY: help demo ui test test-all check fmt bench clean
+.PHONY: help demo ui pictures test test-all check fmt bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -16,8 +17,12 @@ demo: $(STAMP)  ## train MNIST on an emulated instance, start to end
 	@echo "compare runs in MLflow's UI: make ui"
 
 ui: $(STAMP)  ## MLflow's UI on the demo's runs, artifacts included, at http://127.0.0.1:5000
+	@echo "http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	@$(BIN)/mlflow-gce emulator exec --root .gce-emulator -- \
-	    $(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
+	    $(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+
+pictures: $(STAMP)  ## docs/images, anew, by the browser tests
+	@PICTURES=docs/images $(BIN)/pytest -q tests/browser
 
 test: check  ## all tests: unit tests first, then the flows on the emulator
 	@$(BIN)/pytest -q -n auto --dist loadgroup -m "not flow"
@@ -36,8 +41,9 @@ fmt: $(STAMP)  ## format and mend what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## side-by-side measurements
-	@for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(STAMP)  ## side-by-side measurements, written to bench/RESULTS.md
+	@for script in $(filter-out bench/record.py,$(wildcard bench/*.py)); do \
+	    echo "== $$script"; RECORD=1 $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove what demo and test left; keep the virtual environment
 	rm -rf .gce-emulator mlflow.db mlruns outputs multirun .pytest_cache .mypy_cache .ruff_cache

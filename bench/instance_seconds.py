@@ -35,7 +35,7 @@ from gce_backend.storage import Storage
 SCRIPT = Path(__file__).parents[1] / "tests/emulator/train_remote.sh"
 BUCKET = "isae-sdd-de-2526"  # the one the script names
 BOOT, SSH = 10.0, 5.0
-PATIENCE = 90.0  # for the script after a crash, in which it never ends
+PATIENCE = 45.0  # for the script after a crash, in which it never ends
 EMPTY = "projects/emulator-images/global/images/family/python-empty"
 
 TRAINER = """\
