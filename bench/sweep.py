@@ -180,10 +180,13 @@ class Trouble:
 
 def _report(options: argparse.Namespace, one: float, usage: Usage, cores: float) -> None:
     ideal = _ideal(options, one, cores)
+    here = ideal + usage.cpu / cores
     print(
         f"{options.jobs} jobs, {options.parallel} at a time: {usage.wall:.0f} s; ideal "
         f"{ideal:.0f} s ({_rounds(options)} x {options.boot:g} s boot + {options.jobs} x "
         f"{one:.2f} s CPU on {cores:.2f} cores): {usage.wall / ideal:.2f} times\n"
+        f"with the client's {usage.cpu:.0f} s CPU on the same cores, ideal {here:.0f} s: "
+        f"{usage.wall / here:.2f} times\n"
         f"client: {usage.megabytes:.0f} MB, {usage.cpu / usage.wall:.2f} cores on average"
     )
 
