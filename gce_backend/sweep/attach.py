@@ -115,6 +115,7 @@ class _Following:
             _number(child),
             blueprint.settings,
             adopted=submission,
+            may_start=False,
             overrides=_overrides(child),
             key=child.data.tags.get(JOB_TAG, ""),
             output_dir=Path(output) if output and self._directory.is_dir() else None,

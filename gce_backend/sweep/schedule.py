@@ -34,7 +34,8 @@ _AT_ONCE = 64
 _AGAIN = (EndReason.BOOT_TIMEOUT, EndReason.SUBMIT_FAILED)
 _MOST_ATTEMPTS = 3
 _MOST_REFUSALS = 10
-_LOOK_SECONDS = 15.0  # between two looks into the bucket, for one job
+_LOOK_SECONDS = 15.0  # between two looks into the bucket, for one job …
+_LOOKS_APART_SECONDS = 0.5  # … and on average between those for any two
 _GONE = ("TERMINATED", "STOPPED", "SUSPENDED")
 
 
@@ -44,11 +45,13 @@ class Job:
 
     Args:
         adopted: an instance that an earlier client asked for.
+        may_start: whether it may get an instance from here; else it is only followed.
     """
 
     number: int
     settings: Settings
     adopted: Submission | None = None
+    may_start: bool = True
     detached: bool = False
     future: Future[Outcome] = field(default_factory=Future)
     attempts: int = 0
@@ -247,12 +250,13 @@ class Scheduler:
         if not running:
             return
         found = self._work.list()
+        look_after = max(_LOOK_SECONDS, len(running) * _LOOKS_APART_SECONDS)
         for job in running:
             assert job.submission is not None
             status = found.get(job.submission.instance)
             if (status is None or status in _GONE) and job.started_at < asked_at:
                 self._take_to_end(job, ask=status is None)
-            elif asked_at - job.looked_at > _LOOK_SECONDS and not job.is_being_looked_at:
+            elif asked_at - job.looked_at > look_after and not job.is_being_looked_at:
                 job.is_being_looked_at = True
                 self._in_background(functools.partial(self._look, job))
 
@@ -290,7 +294,7 @@ class Scheduler:
     def _tried_again(self, job: Job, why: str) -> bool:
         """Queue the job once more; False when it has had its attempts."""
         with self._lock:
-            if job.attempts >= _MOST_ATTEMPTS or self._leaving:
+            if job.attempts >= _MOST_ATTEMPTS or not job.may_start or self._leaving:
                 return False
             self._starting.discard(job.number)
             self._ending.discard(job.number)

@@ -134,6 +134,18 @@ def test_a_job_whose_instance_never_reported_is_tried_again_and_a_failing_one_is
     assert first.result(timeout=10).completed
 
 
+def test_a_job_that_is_only_followed_is_not_tried_again(work: Work, scheduler: Make) -> None:
+    left = Job(0, settings(), may_start=False)
+    left.adopted = work.submit(left, left.settings)
+    work.ends[0] = [EndReason.BOOT_TIMEOUT]
+    followed = scheduler().add(left)
+
+    work.end("instance-0-0")
+
+    assert followed.result(timeout=10).problem == "boot_timeout"
+    assert work.submitted_jobs == [0]
+
+
 def test_an_insert_that_fails_inside_is_tried_again_and_a_refused_one_is_not(
     work: Work, scheduler: Make
 ) -> None:
