@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from mlflow.tracking import MlflowClient
+from record import record
 
 from gce_backend.compute import Compute
 from gce_backend.emulator import Emulator
@@ -123,19 +124,21 @@ def main() -> None:
         project.mkdir()
         (project / "MLproject").write_text(PROJECT)
         shown = [seconds([COMMAND, "--help"]) for _ in range(7)]
-        print(f"mlflow-gce --help: {median(shown):.2f} s (goal: 0.3)")
+        lines = [f"- `mlflow-gce --help`: {median(shown):.2f} s (goal: 0.3)"]
         to_insert(emulator, project)  # brings the agent and uv to the bucket
         pairs = [(to_insert(emulator, project), to_entry_point(project)) for _ in rounds]
         insert, entry = (median(column) for column in zip(*pairs, strict=True))
-        print(
-            f"process start to insert: {insert:.2f} s; `mlflow run` here to its entry point: "
+        lines.append(
+            f"- process start to insert: {insert:.2f} s; `mlflow run` here to its entry point: "
             f"{entry:.2f} s; ratio {insert / entry:.2f} (goal: at most 2)"
         )
         for package, spent in imports(project):
             print(f"  {spent:5.2f} s  {package}")
         fill(emulator, options.instances)
         listed = [seconds([COMMAND, "ps"]) for _ in rounds]
-        print(f"mlflow-gce ps, {options.instances} instances: {median(listed):.2f} s (goal: 2)")
+        seconds_listed = f"{median(listed):.2f} s (goal: 2)"
+        lines.append(f"- `mlflow-gce ps`, {options.instances} instances: {seconds_listed}")
+        record("Waiting for commands, and submit", "\n".join(lines))
 
 
 if __name__ == "__main__":
