@@ -111,7 +111,10 @@ class Ending:
     def _what_bills(self, end: End) -> str:
         here = self._submission
         if not self._is_there():
-            return f"Instance {here.instance!r} no longer exists; nothing bills."
+            return (
+                f"Instance {here.instance!r} no longer exists; nothing bills. To fetch what is in "
+                f"the bucket, run:\n  mlflow-gce pull {here.run_id}"
+            )
         if end.status is None:
             return (
                 f"{end.detail}. Its disk is kept, and bills, with what had not been uploaded. "

@@ -104,7 +104,29 @@ class InstanceRequest:
                     self._console.warn(f"{error}; trying the next zone")
                 except PermissionDenied as error:
                     raise PermissionDenied(_who_may(self._settings, error)) from error
+                except ComputeError as error:
+                    raise self._told(error, zone) from error
         raise _nowhere(self._settings, refused)
+
+    def _told(self, error: ComputeError, zone: str) -> ComputeError:
+        """The same error, with what is true now and what to do."""
+        name, project = instance_name(self._paths.run_id, self._attempt), self._settings.project
+        if isinstance(error, AlreadyExists):
+            what = (
+                "It is not this run's and was left as it is; if it runs, it bills. See:\n"
+                f"  gcloud compute instances describe {name} --zone {zone} --project {project}"
+            )
+        elif error.transient:
+            what = (
+                "No instance exists; one that came late would find its run cancelled, and delete "
+                "itself. When Compute Engine answers again, submit again. See that nothing is "
+                "left:\n  mlflow-gce ps"
+            )
+        else:
+            what = "No instance exists. See what a run needs here:\n  mlflow-gce doctor"
+        told = type(error)(f"{_sentence(error)} {what}")
+        told.transient = error.transient
+        return told
 
     def _in(self, settings: Settings, zone: str) -> Submission:
         run_id, now = self._paths.run_id, time.time()
@@ -234,12 +256,18 @@ def _nowhere(
 
 def _who_may(settings: Settings, error: PermissionDenied) -> str:
     return (
-        f"{error}. No instance exists. Creating one takes the roles roles/compute.instanceAdmin.v1 "
-        f"and, for the service account {settings.gce.service_account!r}, "
+        f"{_sentence(error)} No instance exists. Creating one takes the roles "
+        "roles/compute.instanceAdmin.v1 and, "
+        f"for the service account {settings.gce.service_account!r}, "
         "roles/iam.serviceAccountUser. See what you have:\n"
         f"  gcloud projects get-iam-policy {settings.project} --flatten=bindings[].members "
         '--filter="bindings.members:$(gcloud config get account)" --format="value(bindings.role)"'
     )
+
+
+def _sentence(said: object) -> str:
+    """With one full stop, whatever the API ends its own with."""
+    return f"{str(said).rstrip('.')}."
 
 
 def delete(compute: Compute, submission: Submission, *, because: str = "") -> None:
@@ -252,10 +280,11 @@ def delete(compute: Compute, submission: Submission, *, because: str = "") -> No
         compute.delete(submission.zone, submission.instance)
     except ComputeError as error:
         raise CleanupError(
-            f"{f'{because}. ' if because else ''}cannot delete instance "
-            f"{submission.instance!r} in {submission.zone}: {error}. It may still be billing, "
-            f"until {submission.deadline_text()} at the latest, when Compute Engine deletes it. "
-            f"Run:\n  gcloud compute instances delete {submission.where}",
+            f"{f'{_sentence(because)} ' if because else ''}cannot delete instance "
+            f"{submission.instance!r} in {submission.zone}: {_sentence(error)} "
+            f"It may still be billing, until {submission.deadline_text()} at the latest, when "
+            "Compute Engine deletes it. Run:\n"
+            f"  gcloud compute instances delete {submission.where}",
             instance=submission.instance,
             zone=submission.zone,
         ) from error

@@ -115,7 +115,7 @@ class Runner:
             end, serial = self._attempt_after_attempt(interrupts)
             result = result_of(self.submission, end, serial, self._storage)
             self._step = "has ended, and MLflow is told how"
-            self._write_end(end.reason, end.status)
+            self._write_last(end)
             if not self._console.is_quiet:
                 self._tell_end(end.reason)
             return result
@@ -394,6 +394,16 @@ class Runner:
         until_store_answers(write, run_id, seconds=self._limits.sync_seconds)
         self._attempts.no_longer_waiting(run_id)
         return records
+
+    def _write_last(self, end: End) -> None:
+        """As ``_write_end``, once nothing else is left to do."""
+        try:
+            self._write_end(end.reason, end.status)
+        except TrackingError as error:
+            raise TrackingError(
+                f"run {self.submission.run_id} has ended ({end.reason.value}), and its instance "
+                f"has been deleted; but {error}"
+            ) from error
 
     def _try_to_write_end(self, reason: EndReason, status: dict[str, Any] | None) -> None:
         """As ``_write_end``, where something worse is about to be told."""

@@ -27,6 +27,7 @@ from gce_backend.errors import (
     ComputeError,
     NoCapacity,
     QuotaExceeded,
+    StorageError,
     TrackingError,
 )
 from gce_backend.forwarding import forward_target, permitted
@@ -92,7 +93,7 @@ def submit(order: Order, console: Console, interrupts: Interrupts) -> tuple[Subm
         plan = _plan(order, source)
         settings = plan.settings
         storage = Storage(settings.bucket, project=settings.project)
-        storage.check(settings.gce.prefix)
+        check_bucket(storage, settings.gce.prefix)
         tracking = Tracking(order.tracking_uri)
         experiment = tracking.choose_experiment(
             order.experiment_id, project_name=_project_name(source), settings=settings
@@ -129,6 +130,20 @@ def submit(order: Order, console: Console, interrupts: Interrupts) -> tuple[Subm
                 settings, shipment.agent, paths, tracking, console, interrupts, storage=storage
             )
             return request.in_first_zone_with_room(), settings
+
+
+def check_bucket(storage: Storage, prefix: str) -> None:
+    """Prove that the bucket can be used, before anything exists.
+
+    Raises:
+        StorageError: it cannot; nothing was started.
+    """
+    try:
+        storage.check(prefix)
+    except StorageError as error:
+        told = StorageError(f"nothing was started: {error}")
+        told.transient = error.transient
+        raise told from error
 
 
 def _plan(order: Order, source: Source) -> Plan:

@@ -43,8 +43,12 @@ def result_of(submission: Submission, end: End, serial: str, storage: Storage) -
     }.get(end.reason, 1)
     tail = log_tail(storage, submission) or serial[-_LOG_TAIL_BYTES:]
     message = (
-        f"run {submission.run_id} ended: {end.reason.value.replace('_', ' ')}. {end.detail}\n"
-        f"The instance has been deleted. Log, journal and what was uploaded: {submission.uri}"
+        f"run {submission.run_id} ended: {end.reason.value.replace('_', ' ')}"
+        f"{f': {end.detail}' if end.detail else ''}\n"
+        "No instance of it exists; nothing bills. "
+        f"Log, journal and what was uploaded: {submission.uri}\n"
+        "To see the whole log, and to fetch the files, run:\n"
+        f"  mlflow-gce logs {submission.run_id}\n  mlflow-gce pull {submission.run_id}"
     )
     return Result(end.reason, exit_code, f"{message}\n{_indented(tail)}" if tail else message)
 
