@@ -70,7 +70,7 @@ class Compute:
         Raises:
             NoCapacity, QuotaExceeded, PermissionDenied, ComputeError: the instance does not exist.
             AlreadyExists: somebody else's bears the name; one of ours is adopted.
-            OperationTimeout: it may yet come to be; delete it by name.
+            OperationTimeout: it is, or may yet come to be; delete it by name.
         """
         from google.cloud import compute_v1
 
@@ -294,13 +294,17 @@ class Compute:
         name = operation.name
 
         def done() -> Resource | None:
-            current = _plain(
-                self._call(
-                    lambda: self._operations.wait(
-                        project=self.project, zone=zone, operation=name, timeout=150
+            try:
+                with translated(f"{what}: reading its operation"):
+                    current = _plain(
+                        self._call(
+                            lambda: self._operations.wait(
+                                project=self.project, zone=zone, operation=name, timeout=150
+                            )
+                        )
                     )
-                )
-            )
+            except PermissionDenied as error:  # of reading: what it does may be done all the same
+                raise OperationTimeout(str(error)) from error
             return current if current.get("status") == "DONE" else None
 
         first = _plain(operation)
@@ -328,15 +332,21 @@ class Compute:
             return True
 
     def _failure_of(self, what: str, zone: str, operation: str) -> ComputeError | None:
-        """The error of an operation that has ended with one."""
-        with translated(f"{what}: reading its operation"):
-            current = _plain(
-                self._call(
-                    lambda: self._operations.get(
-                        project=self.project, zone=zone, operation=operation, timeout=_CALL_SECONDS
+        """The error of an operation that has ended with one; None where that cannot be read."""
+        try:
+            with translated(f"{what}: reading its operation"):
+                current = _plain(
+                    self._call(
+                        lambda: self._operations.get(
+                            project=self.project,
+                            zone=zone,
+                            operation=operation,
+                            timeout=_CALL_SECONDS,
+                        )
                     )
                 )
-            )
+        except PermissionDenied:
+            return None
         return from_operation(what, current) if current.get("status") == "DONE" else None
 
     def _get(self, zone: str, name: str) -> Any:

@@ -101,7 +101,7 @@ class AlreadyExists(ComputeError):
 
 
 class OperationTimeout(ComputeError):
-    """An operation did not end before its deadline; its effect may still come."""
+    """An operation did not end in time, or could not be read; its effect may be there, or come."""
 
     transient = True
 

@@ -81,7 +81,7 @@ def prepare(
     log.say(f"environment: built with uv, since {unmet[0]}" + (" …" if unmet[1:] else ""))
     began = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
-    uv = _uv(environment, directory, storage, bucket, until)
+    uv = _uv(environment, directory, storage, bucket, until, stop)
     _build(environment, directory, uv, python, log, stop)
     log.say(f"environment: ready after {time.monotonic() - began:.1f} s")
     return str(directory / "venv" / "bin")
@@ -113,7 +113,12 @@ def _ask(python: str, script: str, *arguments: str) -> str:
 
 
 def _uv(
-    environment: Environment, directory: Path, storage: Storage, bucket: str, until: float
+    environment: Environment,
+    directory: Path,
+    storage: Storage,
+    bucket: str,
+    until: float,
+    stop: Stop,
 ) -> Path:
     """The uv binary out of the wheel in the bucket (a wheel is a zip)."""
     binary = directory / "uv"
@@ -125,7 +130,7 @@ def _uv(
             return Path(found)
         raise EnvironmentFailed("the spec names no uv wheel, and the image has no uv")
     wheel = directory / "uv.whl"
-    retrying(lambda: fetch(storage, bucket, stored, wheel), until)
+    retrying(lambda: fetch(storage, bucket, stored, wheel), until, give_up=stop.is_set)
     with zipfile.ZipFile(wheel) as archive:
         inside = [n for n in archive.namelist() if re.fullmatch(r"[^/]+\.data/scripts/uv", n)]
         if not inside:

@@ -81,6 +81,38 @@ def test_a_person_alone_reaps_what_could_not_delete_itself(cloud):
     assert cloud.only_run().info.status == "FINISHED"
 
 
+def test_a_kept_instance_is_there_to_be_rescued_until_its_deadline(cloud):
+    """Neither `ps` nor `reap` takes it, nor a colleague's with another bucket configured."""
+    stage = Stage(cloud)
+    limits = ["-Pgce.max_hours=0.5", "-Pgce.rescue_minutes=10"]
+    assert stage.submit("-Pgce.results.require=[no-such-file]", *limits).end() == 1
+    assert cloud.only_run().data.tags["gce.end_reason"] == "results_unverified"
+    cloud.emulator.create_bucket(f"{cloud.bucket}-colleague")
+    colleague = {"MLFLOW_GCE_BUCKET": f"{cloud.bucket}-colleague", "LOGNAME": "colleague"}
+
+    for environ in ({}, colleague):
+        for words in (["ps"], ["reap"], ["reap", "--collect"]):
+            code, output = stage.mlflow_gce(*words, **environ)
+            assert code == 0, output
+    code, output = stage.mlflow_gce("rescue", stage.run_id, "rescued")
+
+    assert code == 0, output
+    assert stage.names == [f"mlflow-{stage.run_id}-1"]
+    rescued = cloud.directory / "rescued"
+    assert "epoch 2 done" in (rescued / "run.log").read_text()
+    (result,) = (rescued / "bucket").rglob("result.txt")
+    assert result.read_bytes() == b"done\n"
+    cloud.emulator.advance(38 * 60)
+    assert stage.names != [], "two minutes left"
+    cloud.emulator.advance(3 * 60)
+    wait_until(lambda: stage.names == [], what="the deletion at the deadline")
+    assert stage.deletes() == []
+    code, output = stage.mlflow_gce("attach", stage.run_id)
+    assert code == 1
+    assert "no longer exists; nothing bills" in output
+    assert cloud.only_run().data.tags["gce.end_reason"] == "results_unverified"
+
+
 def test_a_host_error_without_a_client_leaves_a_disk_until_the_next_command(cloud):
     stage = Stage(cloud)
     with stage.stopped_at("epoch 1"):
