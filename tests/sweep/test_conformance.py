@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
     IntegrationTestSuite,
@@ -28,11 +29,11 @@ pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("environment")]
 @pytest.fixture(autouse=True)
 def _no_version_base() -> Iterator[None]:
     """As in a fresh process: any program imported before, a decorated one, has set its own."""
-    before = VersionBase.instance()
-    VersionBase.set_instance(VersionBase.__new__(VersionBase))
-    VersionBase.instance().__init__()  # type: ignore[misc]
+    before = Singleton._instances.pop(VersionBase, None)
     yield
-    VersionBase.set_instance(before)
+    Singleton._instances.pop(VersionBase, None)
+    if before is not None:
+        Singleton._instances[VersionBase] = before
 
 
 isolated = pytest.mark.skipif(
