@@ -335,7 +335,7 @@ def main(composed: DictConfig) -> float:
         written = report.write(directory, training.history, test_x, test_y, logits)
         for path in (directory / "model.pt", directory / "config.yaml", *written):
             mlflow.log_artifact(str(path))
-        mlflow.log_metrics(report.scores(test_y, logits))  # without steps: bars, no curves
+        mlflow.log_metrics(report.scores(test_y, logits), step=len(training.history))
         log_model(model, test_x[:2], cfg, step=len(training.history))
     return training.history[-1]["test_accuracy"]
 

@@ -185,9 +185,7 @@ def costs(script: float, backend: float) -> str:
         "this backend": BOOT + minute + backend,
         "the script": BOOT + SSH + minute + script,
     }
-    return ", ".join(
-        f"{name} ${1000 * found.cost(seconds):.2f}" for name, seconds in lives.items()
-    )
+    return ", ".join(f"{name} ${1000 * found.cost(seconds):.2f}" for name, seconds in lives.items())
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from gce_backend.shipment import Shipment, run_spec
 from gce_backend.submission import Submission
 from gce_backend.sweep.results import RESULT, Outcome, fetch_outputs, read_result
 from gce_backend.sweep.schedule import Job
-from gce_backend.sweep.store import COMMAND, JOB_TAG, NUMBER_TAG, OUTPUT_TAG
+from gce_backend.sweep.store import COMMAND, JOB_TAG, NUMBER_TAG, OUTPUT_TAG, job_name
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Experiment
 
@@ -74,6 +74,7 @@ class Plan:
         digest: of the configuration that is swept over.
         resume: "auto", "never", or the id of a sweep to go on with.
         direction: "minimize" or "maximize" where it is known.
+        register: the name under which the best job's model is registered; None: it is not.
         env: plain variables for the jobs; never secret, they stand in the bucket.
     """
 
@@ -84,6 +85,7 @@ class Plan:
     directory: Path
     resume: str = "auto"
     direction: str | None = None
+    register: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     hydra_version: str = ""
 
@@ -246,6 +248,7 @@ class Jobs:
             sweep.parent_id,
             common.source,
             name=sweep.plan.name,
+            run_name=job_name(job.number, job.overrides, sweep.plan.words),
             overrides=job.overrides,
             settings=settings,
             tags={

@@ -214,6 +214,7 @@ class _Batch:
             directory=self._directory,
             resume=str(self._options["resume"]),
             direction=self._direction(),
+            register=self._options["register"],
             env={str(k): str(v) for k, v in (self._options["env"] or {}).items()},
             hydra_version=hydra.__version__,
         )

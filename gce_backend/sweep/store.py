@@ -23,7 +23,9 @@ NUMBER_TAG = "gce.sweep.number"
 DIRECTORY_TAG = "gce.sweep.directory"
 OUTPUT_TAG = "gce.sweep.output_dir"
 COMMAND = 'python3 "$MLFLOW_GCE_JOB"'
+BEST_ALIAS = "best"
 _PARENT = "mlflow.parentRunId"
+_NAME_LENGTH = 120
 
 
 @dataclass
@@ -92,6 +94,18 @@ def job_key(overrides: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:16]
 
 
+def job_name(number: int, overrides: Sequence[str], words: Sequence[str]) -> str:
+    """A job's run in tables and legends, which are narrow: its number, and what only it has.
+
+    Args:
+        words: the sweep's overrides as they were written; those that are a job's as well are the
+            same for all of them.
+    """
+    own = parameters([word for word in overrides if word not in words])
+    told = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in own.items())
+    return f"{number}: {told or 'as it is'}"[:_NAME_LENGTH]
+
+
 class SweepStore(Tracking):
     """The store, as a sweep needs it. Raises TrackingError as its parent does."""
 
@@ -149,6 +163,7 @@ class SweepStore(Tracking):
         source: Source,
         *,
         name: str,
+        run_name: str,
         overrides: Sequence[str],
         settings: Settings,
         tags: Mapping[str, str],
@@ -164,9 +179,36 @@ class SweepStore(Tracking):
             EntryPoint(name, COMMAND, parameters(overrides), ()),
             settings=settings,
             backend_parameters={},
-            run_name=None,
+            run_name=run_name,
             tags={**tags, _PARENT: parent_id, SWEEP_TAG: parent_id},
         )
+
+    @_answering
+    def register_best(self, run_id: str, name: str) -> str | None:
+        """Register the run's logged model as ``name``, with the alias that says it is the best.
+
+        A model that is registered already only gets the alias.
+
+        Returns:
+            The version; None for a run that logged no model.
+        """
+        logged = self._client.get_run(run_id).outputs
+        if logged is None or not logged.model_outputs:
+            return None
+        model_id = max(logged.model_outputs, key=lambda model: model.step).model_id
+        quoted = name.replace("'", "")
+        if not self._client.search_registered_models(f"name = '{quoted}'"):
+            self._client.create_registered_model(name)
+        versions = self._client.search_model_versions(f"name = '{quoted}'")
+        known = [each.version for each in versions if each.run_id == run_id]
+        version = known[0] if known else self._new_version(name, run_id, model_id)
+        self._client.set_registered_model_alias(name, BEST_ALIAS, version)
+        return str(version)
+
+    def _new_version(self, name: str, run_id: str, model_id: str) -> str:
+        source = f"models:/{model_id}"
+        made = self._client.create_model_version(name, source, run_id, model_id=model_id)
+        return str(made.version)
 
     @_answering
     def reopen(self, run_id: str) -> None:

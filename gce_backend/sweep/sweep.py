@@ -134,6 +134,28 @@ class Sweep:
             self.store.close(self.parent_id, "FINISHED" if is_well else "FAILED", tags)
         except TrackingError as error:
             self.warn(f"MLflow does not know yet how the sweep ended: {error}")
+        if name := self.plan.register:
+            self._register_best(name, tags.get("gce.sweep.best_run"))
+
+    def _register_best(self, name: str, run_id: str | None) -> None:
+        """Done here: instances have no way to the registry. What fails is said, and no more."""
+        if run_id is None:
+            self.warn(
+                f"no model is registered as {name!r}: which job is the best is not known. "
+                "hydra.launcher.direction=maximize (or minimize) tells it by what jobs return"
+            )
+            return
+        try:
+            version = self.store.register_best(run_id, name)
+        except TrackingError as error:
+            self.warn(f"the best job's model, of run {run_id}, is not registered: {error}")
+            return
+        if version is None:
+            self.warn(
+                f"no model is registered as {name!r}: the best job, run {run_id}, logged none"
+            )
+        else:
+            self._say(f"the best job's model is version {version} of {name!r}: models:/{name}@best")
 
     def note(self, job: SweepJob, outcome: Outcome) -> None:
         """A job has ended: its row in the table, and a line for the user."""

@@ -33,6 +33,7 @@ class GceLauncherConf:
         project: the directory that is shipped; None: the project around the program.
         env: plain variables for the jobs; never secrets.
         direction: minimize or maximize, to name the best job; None: as the sweeper says.
+        register: registers the best job's logged model by this name, with the alias `best`.
     """
 
     _target_: str = "hydra_plugins.hydra_gce_launcher.GceLauncher"
@@ -43,6 +44,7 @@ class GceLauncherConf:
     project: Optional[str] = None  # noqa: UP045
     env: Any = None
     direction: Optional[str] = None  # noqa: UP045
+    register: Optional[str] = None  # noqa: UP045
 
 
 class GceLauncher(Launcher):  # type: ignore[misc]

@@ -33,7 +33,7 @@ TRAININGS = f"""
 mlflow run . --backend gce --run-name first -P epochs={EPOCHS} -P batch_size=32 \
     -P overrides=data=digits
 python train.py -m optimizer.lr=0.2,0.05,0.01 {SETTINGS} hydra/launcher=gce \
-    hydra.launcher.direction=maximize
+    hydra.launcher.direction=maximize hydra.launcher.register=digits
 """
 PATIENCE_MS = 40_000  # a page asks the server a dozen times, and the machine may be busy
 # No sandbox for root, no GPU, and nothing that calls home: the network may be closed.
@@ -63,6 +63,7 @@ class Ui:
     run: Any  # of `mlflow run`
     parent: Any  # of the sweep
     children: list[Any]
+    client: MlflowClient
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def _found(home: Path, url: str) -> Ui:
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     (parent,) = (run for run in runs if run.info.run_name == "sweep-train")
     (first,) = (run for run in runs if run.info.run_name == "first")
-    return Ui(url, experiment.experiment_id, first, parent, children)
+    return Ui(url, experiment.experiment_id, first, parent, children, client)
 
 
 @pytest.fixture(scope="module")
