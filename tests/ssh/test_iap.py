@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
@@ -9,6 +10,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from gce_backend.errors import ConfigError, SshError, SshUnavailable
 from gce_backend.iap import open_tunnel
 from gce_backend.ssh import Connection
 
-from .conftest import ZONE, Guest, run, via
+from .conftest import ZONE, Guest, eventually, run, via
 from .relay import Relay, iap_relay
 
 
@@ -101,6 +103,79 @@ def test_an_ssh_session_with_large_answers_over_tls(
     assert secure_relay.acks[-1] <= secure_relay.sent
     assert secure_relay.sent - secure_relay.acks[-1] <= 3 * 16384
     assert secure_relay.largest <= 16384
+
+
+@pytest.fixture
+def echo() -> Iterator[tuple[str, int]]:
+    """A server that sends back what it gets."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                connection.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_connection_that_breaks_is_made_again_and_every_byte_comes_once(
+    echo: tuple[str, int],
+) -> None:
+    data = os.urandom(4_000_000)
+    with iap_relay(lambda name, port: echo) as relay:
+        with open_tunnel("p", ZONE, "instance", 22, url=relay.url) as tunnel:
+            threading.Thread(target=tunnel.sendall, args=(data,), daemon=True).start()
+            came = bytearray()
+            while len(came) < len(data):
+                before = len(came) // 500_000
+                came += tunnel.recv(65536)
+                if len(came) // 500_000 > before:
+                    relay.cut()
+            tunnel.sendall(b"end")  # over a connection that stands: nothing else says goodbye
+            assert tunnel.recv(3) == b"end"
+        assert bytes(came) == data
+        assert relay.reconnected > 1
+        eventually(lambda: not relay.sessions, "the relay's session ends with ours")
+
+
+def test_a_session_that_the_relay_knows_no_more_ends_the_socket(echo: tuple[str, int]) -> None:
+    with (
+        iap_relay(lambda name, port: echo) as relay,
+        open_tunnel("p", ZONE, "instance", 22, url=relay.url) as tunnel,
+    ):
+        tunnel.sendall(b"x")
+        assert tunnel.recv(1) == b"x"
+        relay.status = 404
+        relay.cut()
+        tunnel.settimeout(20)
+        assert tunnel.recv(1) == b""
+
+
+def test_a_relay_that_is_away_is_tried_again_until_the_user_leaves(
+    echo: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gce_backend.iap._FIRST_PAUSE", 0.05)
+    before = threading.active_count()
+    with iap_relay(lambda name, port: echo) as relay:
+        with open_tunnel("p", ZONE, "instance", 22, url=relay.url) as tunnel:
+            relay.status = 503
+            relay.cut()
+            tunnel.sendall(b"said while it was away")
+            threading.Timer(0.5, lambda: setattr(relay, "status", 0)).start()
+            tunnel.settimeout(20)
+            assert tunnel.recv(100) == b"said while it was away"
+            relay.status = 503
+            relay.cut()
+        # One thread is the relay's.
+        eventually(lambda: threading.active_count() <= before + 3, "no thread stays behind")
 
 
 def test_our_token_goes_to_no_other_host_in_the_clear() -> None:
