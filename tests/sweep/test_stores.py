@@ -67,6 +67,7 @@ class Sweep:
             self.parent,
             Source(Path("project"), "project"),
             name="app",
+            run_name=f"job {number}",
             overrides=overrides,
             settings=self.settings,
             tags={"gce.sweep.job": job_key(overrides), "gce.sweep.number": str(number)},
