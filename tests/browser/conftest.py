@@ -74,7 +74,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     environ = _prepared(home)
     inside = ["mlflow-gce", "emulator", "exec", "--root", ".gce-emulator", "--boot-seconds", "0.1"]
     subprocess.run(
-        [*inside, "--", "bash", "-ec", TRAININGS], cwd=home, env=environ, check=True, timeout=280
+        [*inside, "--", "bash", "-ec", TRAININGS], cwd=home, env=environ, check=True, timeout=450
     )
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
