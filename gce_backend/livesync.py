@@ -18,6 +18,7 @@ from gce_backend.tracking import Tracking
 _PAUSE_SECONDS = 0.5
 _MOST_PAUSE_SECONDS = 15.0
 _HOLD_SECONDS = 5.0
+_TELLING_SECONDS = 15.0  # a store that hangs for longer hangs for whoever writes next as well
 
 
 class LiveSync:
@@ -36,6 +37,7 @@ class LiveSync:
         self._warn = warn
         self._stop = threading.Event()
         self._running = threading.Event()
+        self._telling = threading.Lock()  # while the run's status is written
         self._is_away = False
         self._thread = threading.Thread(target=self._work, name="mlflow-gce-sync", daemon=True)
 
@@ -48,6 +50,12 @@ class LiveSync:
         # applies next waits for it at the applier's lock.
         self._stop.set()
 
+    def end(self) -> None:
+        """Stop, and let nothing of it come later: it may be saying just now that the run runs."""
+        self._stop.set()
+        if self._telling.acquire(timeout=_TELLING_SECONDS):
+            self._telling.release()
+
     def mark_running(self) -> None:
         """The entry point has started: the run's status says so as soon as the store answers."""
         self._running.set()
@@ -59,7 +67,7 @@ class LiveSync:
                 # Another client may follow too, or the instance apply it itself.
                 self._applier.apply_new(patience=0, hold=_HOLD_SECONDS)
                 if self._running.is_set() and not told_running:
-                    self._tracking.set_running(self._run_id)
+                    self._tell_running()
                     told_running = True
             except Exception as error:
                 # MLflow lets through what its drivers raise; none of it may end this thread.
@@ -69,6 +77,11 @@ class LiveSync:
                 self._came_back()
                 pause = _PAUSE_SECONDS
         self._applier.let_go()
+
+    def _tell_running(self) -> None:
+        with self._telling:
+            if not self._stop.is_set():  # else its end may be written by now
+                self._tracking.set_running(self._run_id)
 
     def _went_away(self, error: Exception) -> None:
         if not self._is_away:

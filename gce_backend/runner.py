@@ -91,6 +91,7 @@ class Runner:
         )
         self._life = Lifecycle(phase=Phase.CREATING)
         self._step = "is being followed"
+        self._live: LiveSync | None = None
         self._wants_cancel = False
         self._cancel_is_lost = False
 
@@ -170,6 +171,7 @@ class Runner:
             ) as live,
             LiveLog(self.submission, self._storage, self._ssh_access(), self._console) as log,
         ):
+            self._live = live
             while True:
                 end = self._follow_one(interrupts, live, log)
                 if end.stopped and end.taken and self._start_again(end):
@@ -381,6 +383,8 @@ class Runner:
         at = float(status["ended_at"]) if status and status.get("ended_at") else None
         # Files are moved to their final names only once all are proven to be there: an agent that
         # is not done uploads under the old ones.
+        if self._live is not None:
+            self._live.end()
         proven = reason is not EndReason.RESULTS_UNVERIFIED
         apply = self._applier.finish if proven else self._applier.apply_new
         records = 0

@@ -65,3 +65,31 @@ def test_what_a_driver_raises_does_not_end_the_thread(monkeypatch):
 def test_a_store_that_cannot_be_opened_is_an_error_of_ours():
     with pytest.raises(TrackingError, match="cannot be opened"):
         Tracking("nonsense://nowhere")
+
+
+def test_a_run_is_not_said_to_be_running_once_its_end_is_written(monkeypatch):
+    """The status is on its way when the end is known: the end waits, and nothing comes after it."""
+    monkeypatch.setattr("gce_backend.livesync._PAUSE_SECONDS", 0.01)
+    written, telling, go_on = [], threading.Event(), threading.Event()
+
+    class Applier:
+        def apply_new(self, **_):
+            pass
+
+        def let_go(self):
+            pass
+
+    class Store:
+        def set_running(self, run_id):
+            telling.set()
+            assert go_on.wait(20)
+            written.append("RUNNING")
+
+    with LiveSync(Applier(), Store(), "run", print) as live:
+        live.mark_running()
+        assert telling.wait(20)
+        threading.Timer(0.1, go_on.set).start()
+        live.end()
+        written.append("FINISHED")
+
+    assert written == ["RUNNING", "FINISHED"]

@@ -90,10 +90,9 @@ def test_a_kept_instance_is_there_to_be_rescued_until_its_deadline(cloud):
     cloud.emulator.create_bucket(f"{cloud.bucket}-colleague")
     colleague = {"MLFLOW_GCE_BUCKET": f"{cloud.bucket}-colleague", "LOGNAME": "colleague"}
 
-    for environ in ({}, colleague):
-        for words in (["ps"], ["reap"], ["reap", "--collect"]):
-            code, output = stage.mlflow_gce(*words, **environ)
-            assert code == 0, output
+    for words, environ in ((["ps"], {}), (["reap"], {}), (["reap", "--collect"], colleague)):
+        code, output = stage.mlflow_gce(*words, **environ)
+        assert code == 0, output
     code, output = stage.mlflow_gce("rescue", stage.run_id, "rescued")
 
     assert code == 0, output
