@@ -120,6 +120,8 @@ def impossible(event: str, moment: str) -> str:
         return "the deletion is under way, and nothing on the instance is asked any more"
     if needs == "agent" and moment == "booting":
         return "there is no agent yet: the startup script fetches it"
+    if needs == "agent" and moment == "after status.json":
+        return "the client deletes the instance at the same time: it may be gone already"
     if needs == "trainer" and moment not in TRAINING:
         return "there is no trainer yet, or no more"
     if event == "host error, no client" and moment == "after status.json":
@@ -157,7 +159,7 @@ def test_every_event_meets_every_moment_or_a_rule_says_why_not():
     left_out = [(e, m) for e in EVENTS for m in MOMENTS if impossible(e, m)]
 
     assert (len(EVENTS), len(MOMENTS)) == (12, 11)
-    assert (len(CELLS), len(left_out)) == (93, 39)
+    assert (len(CELLS), len(left_out)) == (92, 40)
     assert all(any(event == cell.values[0] for cell in CELLS) for event in EVENTS)
 
 
@@ -218,7 +220,11 @@ def _check_results(cloud, run, event: str, moment: str) -> None:
     steps = [m.step for m in cloud.client.get_metric_history(run.info.run_id, "loss")]
     folder = run.info.artifact_uri.split("/", 3)[3]
     if run.info.status == "FINISHED":
-        assert steps == [1, 2], "one history, each point once"
+        if event == "preemption without notice" and moment not in ENDED:
+            # The disk is lost, and with it at most the journal's last piece: here, all there is.
+            assert steps == sorted(set(steps)) and set(steps) <= {1, 2}, "each point once"
+        else:
+            assert steps == [1, 2], "one history, each point once"
         assert cloud.read(f"{folder}/result.txt") == b"done\n"
         assert cloud.read(f"{folder}/checkpoints/epoch") == b"2"
     elif event == "trainer SIGKILL":
