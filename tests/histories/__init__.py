@@ -1,0 +1,1 @@
+"""Random histories of runs: the client's own code, in this process, against the emulator."""
