@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -47,27 +48,31 @@ def pytest_terminal_summary(
 
 def _slice_in_words(config: pytest.Config) -> str:
     if config.getoption("--whole"):
-        return "matrices: whole"
-    return f"matrices: a slice, {SEED_VARIABLE}={os.environ[SEED_VARIABLE]}; all with --whole"
+        return "matrices and stories: whole"
+    seed = f"{SEED_VARIABLE}={os.environ[SEED_VARIABLE]}"
+    return f"matrices and stories: a slice, {seed}; all with --whole"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out long tests, and all but a seeded slice of each matrix's cells.
+    """Leave out long tests, and all but a seeded slice of what rotates.
 
-    A test marked `matrix(cells=N)` keeps N of its parameters' combinations in a usual run.
+    Of a test marked `matrix(cells=N)` a usual run keeps N of its parameters' combinations; of the
+    tests of a module marked `rotating(one_in=N)` it keeps one in N, rounded up.
     """
     if config.getoption("--whole"):
         return
-    cells: dict[str, list[pytest.Item]] = defaultdict(list)
     left_out = {item for item in items if item.get_closest_marker("long")}
+    groups: dict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("matrix") and item not in left_out:
-            cells[item.nodeid.split("[")[0]].append(item)
-    for test, group in cells.items():
-        marker = group[0].get_closest_marker("matrix")
-        assert marker is not None
-        kept = min(int(marker.kwargs["cells"]), len(group))
-        chosen = random.Random(f"{os.environ[SEED_VARIABLE]} {test}").sample(group, kept)
+        if item in left_out:
+            continue
+        if cells := item.get_closest_marker("matrix"):
+            groups[item.nodeid.split("[")[0], cells.kwargs["cells"]].append(item)
+        elif share := item.get_closest_marker("rotating"):
+            groups[item.nodeid.split("::")[0], -share.kwargs["one_in"]].append(item)
+    for (name, count), group in groups.items():
+        kept = min(count, len(group)) if count > 0 else math.ceil(len(group) / -count)
+        chosen = random.Random(f"{os.environ[SEED_VARIABLE]} {name}").sample(group, kept)
         left_out.update(item for item in group if item not in chosen)
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))
