@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from conftest import PROJECTS, wait_until
 
+pytestmark = pytest.mark.rotating(one_in=2)
+
 PLAIN = PROJECTS / "plain"
 NASTY = "a 'b' \"c\" $HOME `id`\n{x} \\"
 

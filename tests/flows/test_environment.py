@@ -1,6 +1,9 @@
 """An image whose Python has nothing: the environment is built from the package index, with uv."""
 
+import pytest
 from conftest import PROJECTS
+
+pytestmark = pytest.mark.rotating(one_in=3)
 
 EMPTY = "machine.image=projects/emulator-images/global/images/family/python-empty"
 

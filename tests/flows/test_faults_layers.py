@@ -2,10 +2,13 @@
 
 import signal
 
+import pytest
 from conftest import wait_until
 from stage import Stage
 
 from gce_backend.emulator import Fault
+
+pytestmark = pytest.mark.rotating(one_in=3)
 
 STORAGE_ONLY = "-Pgce.scopes=[https://www.googleapis.com/auth/devstorage.read_write]"
 

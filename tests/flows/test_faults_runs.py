@@ -13,6 +13,8 @@ from gce_backend.history import History
 from gce_backend.lifecycle import Phase
 from gce_backend.storage import Storage
 
+pytestmark = pytest.mark.rotating(one_in=2)
+
 
 def history_of(cloud, run):
     with environment(cloud.environ):

@@ -2,9 +2,12 @@
 
 import signal
 
+import pytest
 from conftest import PROJECTS, wait_until
 
 from gce_backend.emulator import Fault
+
+pytestmark = pytest.mark.rotating(one_in=2)
 
 PLAIN = PROJECTS / "plain"
 LONG = ["-P", "steps=300", "-P", "pause=0.2"]

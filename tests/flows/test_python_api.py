@@ -2,7 +2,10 @@
 
 import sys
 
+import pytest
 from conftest import PROJECTS
+
+pytestmark = pytest.mark.rotating(one_in=3)
 
 HEAD = """
 import sys, mlflow

@@ -9,6 +9,8 @@ import urllib.request
 import pytest
 from conftest import MLFLOW, PROJECTS, wait_until
 
+pytestmark = pytest.mark.rotating(one_in=3)
+
 PLAIN = PROJECTS / "plain"
 
 

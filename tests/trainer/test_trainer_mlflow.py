@@ -7,7 +7,10 @@ import pytest
 import torch
 from sandbox import CHECKOUT, Sandbox
 
-pytestmark = pytest.mark.flow
+pytestmark = [
+    pytest.mark.flow,
+    pytest.mark.xdist_group("mnist"),  # one training for all of them
+]
 
 
 def run_project(sandbox: Sandbox, *parameters: str, code: int = 0) -> str:
