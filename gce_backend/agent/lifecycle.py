@@ -115,7 +115,8 @@ class Attempt:
         permission.start()
         self._watch()
         spool = Spool(self._state.spool, self._log.say)
-        uploader = Uploader(spool, storage, self._log.say)
+        journal = self._shipping.segments["journal"]
+        uploader = Uploader(spool, storage, self._log.say, ahead=journal.send_new)
         uploader.start()
         self._uploader = uploader
         tracking = Tracking(spec, self._state, storage, spool)

@@ -119,7 +119,7 @@ class Segments:
             there = self._storage.stat(self._bucket, name)
             if there is not None and there.md5 == md5:
                 return there
-            raise CloudError(f"gs://{self._bucket}/{name} holds other bytes than ours")
+            raise CloudError(f"gs://{self._bucket}/{name} holds other bytes than ours", 412)
 
         return retrying(once, until, max_delay=5.0)
 

@@ -18,10 +18,22 @@ _MAX_PAUSE_S = 15.0
 
 class Uploader:
     """Uploads whatever the spool holds and the bucket does not. One name at a time is with at
-    most one thread: an older content can never land on top of a newer one."""
+    most one thread: an older content can never land on top of a newer one.
 
-    def __init__(self, spool: Spool, storage: Storage, say: Callable[[str], None]) -> None:
-        self._spool, self._storage, self._say = spool, storage, say
+    Args:
+        ahead: brings the journal, until a unix time at most; CloudError when it cannot. What was
+            logged before a file is in the bucket before the file: a run that goes on from a
+            checkpoint after its disk was lost logs nothing of the steps before it again.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        storage: Storage,
+        say: Callable[[str], None],
+        ahead: Callable[[float], None] = lambda until: None,
+    ) -> None:
+        self._spool, self._storage, self._say, self._ahead = spool, storage, say, ahead
         self._changed = threading.Condition()
         self._in_flight: set[tuple[str, str]] = set()
         self._not_before: dict[tuple[str, str], tuple[float, float]] = {}  # when, pause
@@ -83,6 +95,7 @@ class Uploader:
             return None
 
     def _bring(self, entry: Entry) -> None:
+        self._bring_journal()
         if entry.deleted:
             self._storage.delete(entry.bucket, entry.name)
             self._spool.mark_done(entry, None)
@@ -99,6 +112,13 @@ class Uploader:
             self._spool.mark_done(entry, stored)
 
         retrying(once, time.time() + _ATTEMPT_S, give_up=lambda: self._stopped)
+
+    def _bring_journal(self) -> None:
+        try:
+            self._ahead(time.time() + _ATTEMPT_S)
+        except CloudError as error:
+            if error.status != 412:  # its name is taken for good: files cannot wait for that
+                raise
 
     def _postpone(self, entry: Entry, error: Exception) -> None:
         self.last_error = str(error)

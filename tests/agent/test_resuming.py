@@ -18,6 +18,8 @@ from .trainers import STEADY, UPLOADING
 
 pytestmark = pytest.mark.flow  # real processes and servers
 
+WAITING = "while [ ! -e over ]; do sleep 0.05; done"
+
 
 def steps(records: list[dict[str, Any]]) -> list[int]:
     return [record["body"]["step"] for record in records if record["path"] == "runs/log-metric"]
@@ -142,6 +144,42 @@ def test_a_training_goes_on_while_the_bucket_refuses_and_the_agent_dies(
 
     assert status["verified"] and instance.plane.deleted
     assert sorted(set(steps(instance.journal))) == list(range(1, acknowledged(instance.log) + 1))
+
+
+def test_an_artifact_never_reaches_the_bucket_before_what_was_logged_ahead_of_it(
+    instance: TestInstance, front: Any
+) -> None:
+    """A lost disk must not leave a checkpoint behind whose steps' metrics went with the disk."""
+    refused: list[str] = []
+
+    def refuse_pieces(method: str, path: str) -> int | None:
+        if method == "POST" and "ifGenerationMatch=0" in path:  # the log's and the journal's
+            refused.append(path)
+            return 503
+        return None
+
+    front.refuse = refuse_pieces
+    instance.storage_url = front.url
+    steady = STEADY.replace("while not", "while step < 3 or not")
+    instance.submit(
+        f"touch enough; python steady.py; python uploading.py checkpoint.bin=10; {WAITING}",
+        {"steady.py": steady, "uploading.py": UPLOADING},
+        env={"ARTIFACTS": f"{instance.bucket.name}/{instance.artifacts}"},
+    )
+    instance.start()
+    checkpoint = f"{instance.artifacts}/checkpoint.bin"
+    index = instance.state / "spool" / "index.jsonl"
+    wait_for(lambda: index.exists() and "checkpoint.bin" in index.read_text(), "it is taken in")
+    count = len(refused)
+    wait_for(lambda: len(refused) > count + 4, "pieces are refused")
+    assert instance.bucket.find(checkpoint) is None
+    front.refuse = lambda method, path: None
+
+    wait_for(lambda: instance.bucket.find(checkpoint), "the checkpoint is uploaded")
+
+    assert steps(instance.journal) == [1, 2, 3]
+    (instance.state / "work" / "over").touch()
+    assert instance.wait()["verified"]
 
 
 def test_uploads_that_the_bucket_refuses_are_tried_until_it_takes_them(
