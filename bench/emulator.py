@@ -9,6 +9,7 @@ import time
 from statistics import median
 
 import requests
+from record import Figures, Say
 
 from gce_backend.compute import Compute
 from gce_backend.emulator import Emulator
@@ -35,9 +36,14 @@ def milliseconds(session: requests.Session, url: str) -> float:
 
 
 def main() -> None:
+    with Figures("The emulator") as figures:
+        measure(figures.say)
+
+
+def measure(say: Say) -> None:
     started = time.perf_counter()
     with Emulator(boot_seconds=0.02) as emulator:
-        print(f"start: {time.perf_counter() - started:.2f} s")
+        say(f"start: {time.perf_counter() - started:.2f} s (goal: 1)")
         compute = Compute(emulator.project, endpoint=emulator.compute_url)
         for number in range(MANY):
             compute.insert(ZONE, body(f"vm-{number}"))
@@ -47,12 +53,12 @@ def main() -> None:
             for _ in range(20):
                 full.append(milliseconds(session, f"{zones}/{ZONE}/instances"))
                 empty.append(milliseconds(session, f"{zones}/{EMPTY_ZONE}/instances"))
-        print(
-            f"list: {median(full):.1f} ms with {MANY} instances, {median(empty):.1f} ms with none "
-            f"(ratio {median(full) / median(empty):.1f})"
+        say(
+            f"list: {median(full):.1f} ms with {MANY} instances, {median(empty):.1f} ms with none; "
+            f"ratio {median(full) / median(empty):.1f} (goal: 50 ms)"
         )
         stopping = time.perf_counter()
-    print(f"stop with {MANY} instances: {time.perf_counter() - stopping:.2f} s")
+    say(f"stop with {MANY} instances: {time.perf_counter() - stopping:.2f} s")
 
 
 if __name__ == "__main__":

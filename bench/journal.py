@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow.tracking import MlflowClient
+from record import Figures, Say
 
 from gce_backend.agent.paths import RunPaths
 from gce_backend.emulator import Emulator
@@ -34,13 +35,13 @@ BUCKET = "journal"
 def put_journal(storage: Storage, paths: RunPaths, count: int, segment: int) -> None:
     for number, first in enumerate(range(0, count, segment), 1):
         lines = "".join(
-            json.dumps(record(paths.run_id, i)) + "\n"
+            json.dumps(line(paths.run_id, i)) + "\n"
             for i in range(first, min(count, first + segment))
         )
         storage.put(paths.journal(number), lines.encode())
 
 
-def record(run_id: str, number: int) -> dict[str, object]:
+def line(run_id: str, number: int) -> dict[str, object]:
     at = 1_764_000_000_000 + number
     key, value = f"metric {number % 4}", number / 7
     body = {"run_id": run_id, "key": key, "value": value, "timestamp": at, "step": number}
@@ -76,7 +77,7 @@ def server(file: Path) -> Iterator[str]:
         process.wait()
 
 
-def measure(storage: Storage, uri: str, kind: str, count: int, segment: int) -> None:
+def measure(storage: Storage, uri: str, kind: str, count: int, segment: int, say: Say) -> None:
     client = MlflowClient(uri)
     location = f"gs://{BUCKET}/mlflow-gce/experiments/{kind}"
     experiment = client.create_experiment(kind, artifact_location=location)
@@ -93,10 +94,9 @@ def measure(storage: Storage, uri: str, kind: str, count: int, segment: int) -> 
         sys.exit(f"{kind}: {applied} applied, {held} in the store, of {count}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     grown = (after.ru_maxrss - before.ru_maxrss) / 1024
-    print(
-        f"{kind:7} {count} points in {seconds:.1f} s ({count / seconds:.0f} a second, {cpu:.1f} s "
-        f"of the client's CPU), memory +{grown:.0f} MiB",
-        flush=True,
+    say(
+        f"{kind}: {count} points in {seconds:.1f} s ({count / seconds:.0f} a second, {cpu:.1f} s "
+        f"of the client's CPU), memory +{grown:.0f} MiB (goal: 100,000 in 60 s)"
     )
 
 
@@ -105,7 +105,12 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100_000)
     parser.add_argument("--segment", type=int, default=1000, help="records in a segment")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, Emulator(boot_seconds=0.1) as emulator:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Emulator(boot_seconds=0.1) as emulator,
+        Figures("A journal, applied to the store") as figures,
+    ):
+        points, segment, say = options.points, options.segment, figures.say
         os.environ.update(emulator.env)
         emulator.create_bucket(BUCKET)
         storage = Storage(BUCKET, project="p")
@@ -113,10 +118,10 @@ def main() -> None:
             file = Path(directory) / f"{kind}.db"
             MlflowClient(f"sqlite:///{file}").search_experiments()  # makes its tables
             if kind == "sqlite":
-                measure(storage, f"sqlite:///{file}", kind, options.points, options.segment)
+                measure(storage, f"sqlite:///{file}", kind, points, segment, say)
             else:
                 with server(file) as uri:
-                    measure(storage, uri, kind, options.points, options.segment)
+                    measure(storage, uri, kind, points, segment, say)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlflow.tracking import MlflowClient
+from record import Figures, Say
 
 from gce_backend.emulator import Emulator
 from gce_backend.storage import Storage
@@ -106,7 +107,7 @@ def serve(file: Path, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
             time.sleep(0.2)
 
 
-def measure(emulator: Emulator, directory: Path, kind: str, count: int) -> None:
+def measure(emulator: Emulator, directory: Path, kind: str, count: int, say: Say) -> None:
     bucket = f"latency-{kind}"
     emulator.create_bucket(bucket)
     project, file = directory / "project", directory / f"{kind}.db"
@@ -138,16 +139,16 @@ def measure(emulator: Emulator, directory: Path, kind: str, count: int) -> None:
         if server is not None:
             server.terminate()
             server.wait()
-    report(f"to the bucket (run with {kind})", shipped, count)
-    report(f"to the store ({kind}), followed", stored, count)
+    say(told(f"to the bucket (run with {kind}), goal 5 s", shipped, count))
+    say(told(f"to the store ({kind}), followed, goal 2 s", stored, count))
 
 
-def report(what: str, seen: Seen, count: int) -> None:
+def told(what: str, seen: Seen, count: int) -> str:
     late = sorted(readable - logged for logged, readable in seen.items())
     if len(late) != count:
         sys.exit(f"{what}: {len(late)} of {count} points")
     middle, most = late[len(late) // 2], late[int(0.95 * len(late))]
-    print(f"{what:34} median {middle:.2f} s, 95 % {most:.2f} s, most {late[-1]:.2f} s", flush=True)
+    return f"{what}: median {middle:.2f} s, 95 % {most:.2f} s, most {late[-1]:.2f} s"
 
 
 def main() -> None:
@@ -156,8 +157,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, Emulator(boot_seconds=0.1) as emulator:
         os.environ.update(emulator.env, MLFLOW_DISABLE_TELEMETRY="true")
-        for kind in ("sqlite", "server"):
-            measure(emulator, Path(directory), kind, options.points)
+        with Figures("A metric, from the instance to whoever reads it") as figures:
+            for kind in ("sqlite", "server"):
+                measure(emulator, Path(directory), kind, options.points, figures.say)
 
 
 if __name__ == "__main__":

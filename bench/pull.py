@@ -21,6 +21,7 @@ from statistics import median
 
 from mlflow.tracking import MlflowClient
 from mlflow.utils.proto_json_utils import message_to_json
+from record import Figures, Say
 
 from gce_backend.emulator import Emulator
 from gce_backend.storage import Storage
@@ -69,7 +70,7 @@ def prepare(emulator: Emulator, folder: Path, megabytes: int) -> tuple[str, str]
     return run_id, f"gs://bench-bucket/{name}"
 
 
-def compare(run_id: str, uri: str, folder: Path, rounds: int, megabytes: int) -> None:
+def compare(run_id: str, uri: str, folder: Path, rounds: int, megabytes: int, say: Say) -> None:
     wholes, other_wholes, speeds, other_speeds, memory = [], [], [], [], 0.0
     for number in range(rounds):
         target = folder / f"ours-{number}"
@@ -88,14 +89,14 @@ def compare(run_id: str, uri: str, folder: Path, rounds: int, megabytes: int) ->
         ("transfer alone", median(speeds), median(other_speeds)),
         ("whole processes", megabytes / median(wholes), megabytes / median(other_wholes)),
     ):
-        print(
+        say(
             f"{megabytes} MB, {what}: mlflow-gce pull {ours:.0f} MB/s, gcloud storage cp "
             f"{theirs:.0f} MB/s: {ours / theirs:.0%} of gcloud's (goal: at least {GOAL:.0%})"
         )
-    print(f"memory of mlflow-gce pull: at most {memory:.0f} MB")
+    say(f"memory of mlflow-gce pull: at most {memory:.0f} MB")
 
 
-def interrupted(run_id: str, folder: Path, megabytes: int) -> None:
+def interrupted(run_id: str, folder: Path, megabytes: int, say: Say) -> None:
     target = folder / "killed"
     process = subprocess.Popen([PULL, "pull", run_id, str(target)], stdout=subprocess.DEVNULL)
     while not any(p.stat().st_size > megabytes * BLOCK / 2 for p in target.glob("*-part")):
@@ -104,7 +105,7 @@ def interrupted(run_id: str, folder: Path, megabytes: int) -> None:
     process.wait()
     _, _, text = measured([PULL, "pull", run_id, str(target), "--json"])
     fetched = int(re.findall(r'"fetched": (\d+)', text)[0])
-    print(f"killed half-way and run again: {fetched / 1e6:.0f} of {megabytes} MB fetched")
+    say(f"killed half-way and run again: {fetched / 1e6:.0f} of {megabytes} MB fetched")
 
 
 def main() -> None:
@@ -112,7 +113,12 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, Emulator(boot_seconds=0.02) as emulator:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Emulator(boot_seconds=0.02) as emulator,
+        Figures("Pull") as figures,
+    ):
+        say = figures.say
         folder = Path(name)
         os.environ.update(emulator.env)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
@@ -120,8 +126,8 @@ def main() -> None:
         os.environ["MLFLOW_GCE_BUCKET"] = "bench-bucket"
         run_id, uri = prepare(emulator, folder, options.megabytes)
         if shutil.which("gcloud"):
-            compare(run_id, uri, folder, options.rounds, options.megabytes)
-        interrupted(run_id, folder, options.megabytes)
+            compare(run_id, uri, folder, options.rounds, options.megabytes, say)
+        interrupted(run_id, folder, options.megabytes, say)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ import datetime
 import os
 import platform
 import re
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
+Say = Callable[[str], None]
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = """\
 # Figures
@@ -28,10 +31,34 @@ def record(title: str, body: str, *packages: str) -> None:
         packages: those whose versions matter beside mlflow.
     """
     print(f"\n{body}", flush=True)
+    write(title, body, *packages)
+
+
+def write(title: str, body: str, *packages: str) -> None:
+    """As ``record``, of what was printed before."""
     if os.environ.get("RECORD"):
         text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else HEAD
         section = f"## {title}\n\n{body.strip()}\n\n{_where(packages)}\n"
         RESULTS.write_text(replaced(text, title, section), encoding="utf-8")
+
+
+class Figures:
+    """Lines of a bench, printed as they come; put under ``title`` when the block ends well."""
+
+    def __init__(self, title: str, *packages: str) -> None:
+        self._title, self._packages = title, packages
+        self._lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        self._lines.append(f"- {line}")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            write(self._title, "\n".join(self._lines), *self._packages)
 
 
 def replaced(text: str, title: str, section: str) -> str:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlflow.tracking import MlflowClient
+from record import Figures, Say
 
 from gce_backend.emulator import Emulator, Fault
 
@@ -48,7 +49,12 @@ ALONE = 3  # jobs that are measured, one after another
 
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory(prefix="sweep-bench-") as home, _cpu_account() as cpu:
+    with (
+        tempfile.TemporaryDirectory(prefix="sweep-bench-") as home,
+        _cpu_account() as cpu,
+        Figures("A sweep of many jobs", "hydra-core") as figures,
+    ):
+        say = figures.say
         project = Path(home, "project")
         project.mkdir()
         (project / "app.py").write_text(PROGRAM)
@@ -56,9 +62,7 @@ def main() -> None:
             before = cpu()
             usage = _sweep(emulator, project, ALONE, 1)
             one = (cpu() - before - usage.cpu) / ALONE
-            print(
-                f"{ALONE} jobs alone: {usage.wall:.1f} s, {one:.2f} s CPU each besides the client"
-            )
+            say(f"{ALONE} jobs alone: {usage.wall:.1f} s, {one:.2f} s CPU each besides the client")
         shutil.rmtree(project / "out", ignore_errors=True)
         (project / "mlflow.db").unlink()
         with Emulator(boot_seconds=options.boot) as emulator:
@@ -68,10 +72,10 @@ def main() -> None:
                 usage = _sweep(emulator, project, options.jobs, options.parallel)
             own = cpu() - before
             others = max(0.0, _cpu_of_this_machine() - all_before - own) / usage.wall
-            _report(options, one, usage, _cores() - others)
-            print(f"all CPU: {own:.0f} s, others used {others:.2f} cores meanwhile")
-            print(f"faults: {dict(trouble.struck)}")
-            _check(emulator, project, options.jobs)
+            _report(options, one, usage, _cores() - others, say)
+            say(f"all CPU: {own:.0f} s, others used {others:.2f} cores meanwhile")
+            say(f"faults: {dict(trouble.struck)}")
+            _check(emulator, project, options.jobs, say)
 
 
 def _options() -> argparse.Namespace:
@@ -178,16 +182,21 @@ class Trouble:
             self.struck[kind] += 1
 
 
-def _report(options: argparse.Namespace, one: float, usage: Usage, cores: float) -> None:
+def _report(options: argparse.Namespace, one: float, usage: Usage, cores: float, say: Say) -> None:
     ideal = _ideal(options, one, cores)
     here = ideal + usage.cpu / cores
-    print(
+    say(
         f"{options.jobs} jobs, {options.parallel} at a time: {usage.wall:.0f} s; ideal "
         f"{ideal:.0f} s ({_rounds(options)} x {options.boot:g} s boot + {options.jobs} x "
-        f"{one:.2f} s CPU on {cores:.2f} cores): {usage.wall / ideal:.2f} times\n"
+        f"{one:.2f} s CPU on {cores:.2f} cores): {usage.wall / ideal:.2f} times (goal: 1.25)"
+    )
+    say(
         f"with the client's {usage.cpu:.0f} s CPU on the same cores, ideal {here:.0f} s: "
-        f"{usage.wall / here:.2f} times\n"
-        f"client: {usage.megabytes:.0f} MB, {usage.cpu / usage.wall:.2f} cores on average"
+        f"{usage.wall / here:.2f} times"
+    )
+    say(
+        f"client: {usage.megabytes:.0f} MB, {usage.cpu / usage.wall:.2f} cores on average "
+        "(goals: 600 MB, 1)"
     )
 
 
@@ -203,13 +212,13 @@ def _ideal(options: argparse.Namespace, one: float, cores: float) -> float:
     return float(_rounds(options) * options.boot + options.jobs * one / cores)
 
 
-def _check(emulator: Emulator, project: Path, jobs: int) -> None:
+def _check(emulator: Emulator, project: Path, jobs: int, say: Say) -> None:
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = client.search_runs(experiments, max_results=5000)
     finished = [r for r in runs if r.info.status == "FINISHED" and "gce.sweep.job" in r.data.tags]
     files = len(list((project / "out").glob("*/.hydra/config.yaml")))
-    print(
+    say(
         f"instances left: {len(list(emulator.instances()))}; finished child runs: "
         f"{len(finished)} of {jobs}; output directories: {files} of {jobs}"
     )

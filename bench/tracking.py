@@ -24,6 +24,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from record import Figures
+
 from gce_backend.emulator import Emulator
 
 ONE_WAY_SECONDS = 0.025
@@ -153,24 +155,32 @@ WAYS = {
 
 
 def report(calls: dict[str, list[float]], whole: dict[str, list[float]], steps: int) -> None:
-    median, late = {}, {}
-    for way, times in calls.items():
-        ordered = sorted(times)
-        median[way], late[way] = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
-        print(f"log_metric {WAYS[way]}: median {median[way]:.2f} ms, p99 {late[way]:.2f} ms")
-    print(
-        f"straight / relay: median {median['straight'] / median['relay']:.0f} times, "
-        f"p99 {late['straight'] / late['relay']:.0f} times"
-    )
+    """Goals: 99 % of calls under 2 ms, 20 times faster; no slowdown while the server is down."""
+    ordered = {way: sorted(times) for way, times in calls.items()}
+    median = {way: times[len(times) // 2] for way, times in ordered.items()}
+    late = {way: times[len(times) * 99 // 100] for way, times in ordered.items()}
     best = {way: min(seconds) for way, seconds in whole.items()}
-    print(
-        f"training of {steps} steps: {best['silent']:.2f} s without logging, {best['relay']:.2f} s "
-        f"through the relay, {best['straight']:.2f} s straight"
-    )
-    print(
-        f"with the server down, through the relay: {best['down']:.2f} s "
-        f"(ratio to undisturbed {best['down'] / best['relay']:.2f})"
-    )
+    with Figures("log_metric, the server 50 ms away") as figures:
+        for way, words in WAYS.items():
+            figures.say(f"{words}: median {median[way]:.2f} ms, p99 {late[way]:.2f} ms")
+        figures.say(
+            f"straight / relay: median {median['straight'] / median['relay']:.0f} times, "
+            f"p99 {late['straight'] / late['relay']:.0f} times (goals: p99 under 2 ms, 20 times; "
+            "below what MLflow's client takes for itself nothing can get)"
+        )
+        own = {way: median[way] - median["nobody"] for way in ("relay", "straight")}
+        figures.say(
+            f"beyond what MLflow's client takes for itself, medians: relay {own['relay']:.2f} ms, "
+            f"straight {own['straight']:.2f} ms"
+        )
+        figures.say(
+            f"training of {steps} steps: {best['silent']:.2f} s without logging, "
+            f"{best['relay']:.2f} s through the relay, {best['straight']:.2f} s straight"
+        )
+        figures.say(
+            f"with the server down, through the relay: {best['down']:.2f} s "
+            f"(ratio to undisturbed {best['down'] / best['relay']:.2f}, goal: 1)"
+        )
 
 
 def main() -> None:
