@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,22 @@ def _answers_are_the_apis() -> Iterator[None]:
     embedded.Emulator.__exit__ = leave_and_check
     yield
     embedded.Emulator.__exit__ = leave
+
+
+@pytest.fixture(scope="session")
+def empty_store(request: pytest.FixtureRequest) -> Path:
+    """A sqlite file with MLflow's tables: making them takes seconds, copying them does not.
+
+    Kept in pytest's cache, for every worker and the next run.
+    """
+    import mlflow
+
+    file = request.config.cache.mkdir("stores") / f"mlflow-{mlflow.__version__}.db"
+    if not file.exists():
+        made = file.with_suffix(f".{os.getpid()}")
+        mlflow.MlflowClient(f"sqlite:///{made}").get_experiment("0")
+        made.replace(file)
+    return file
 
 
 @pytest.fixture(scope="session")

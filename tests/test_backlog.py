@@ -15,13 +15,6 @@ from gce_backend.tracking import Tracking
 pytestmark = pytest.mark.flow  # a real storage server
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    file = tmp_path_factory.mktemp("store") / "empty.db"
-    MlflowClient(f"sqlite:///{file}").get_experiment("0")
-    return file
-
-
 @pytest.fixture
 def run(tmp_path, empty_store, storage):
     made = make_run(tmp_path, empty_store, storage)

@@ -1,5 +1,7 @@
 """The instance's facts on the run: numbers that sort, and nothing invented."""
 
+import shutil
+
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -25,10 +27,8 @@ STATUS = {
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    MlflowClient(uri).get_experiment("0")
-    return uri
+def store(tmp_path_factory, empty_store):
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('store'))}"
 
 
 @pytest.fixture

@@ -38,16 +38,6 @@ from gce_backend.urls import without_credentials
 pytestmark = pytest.mark.flow  # real processes and servers
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new MLflow database; making one takes seconds, copying one none."""
-    from mlflow.tracking import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "empty.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def run(tmp_path: Path, empty_store: Path, storage: Storage) -> SyncedRun:
     return make_run(tmp_path, empty_store, storage)

@@ -24,14 +24,6 @@ def settings(monkeypatch, tmp_path):
     return load_settings(tmp_path, parameters={"machine": "l4"})
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """An initialized sqlite store: making its tables takes seconds, copying it does not."""
-    file = tmp_path_factory.mktemp("store") / "empty.db"
-    MlflowClient(f"sqlite:///{file}").get_experiment("0")
-    return file
-
-
 @pytest.fixture
 def uri(tmp_path, empty_store):
     file = tmp_path / "mlflow.db"

@@ -35,9 +35,11 @@ TOKEN = "t0ken-of-the-tracking-server"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerInProcess]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path
+) -> Iterator[ServerInProcess]:
     with pytest.MonkeyPatch.context() as patch:
-        running = ServerInProcess(tmp_path_factory.mktemp("server"), patch)
+        running = ServerInProcess(tmp_path_factory.mktemp("server"), empty_store, patch)
         yield running
         running.stop()
 

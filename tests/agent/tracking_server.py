@@ -32,20 +32,19 @@ CREATED_AT, USD_PER_HOUR = 1_764_000_000.5, 0.1234
 
 
 class Store:
-    """A sqlite file of a server's own."""
+    """A sqlite file of a server's own, a copy of an empty one."""
 
-    def __init__(self, directory: Path) -> None:
-        self.database = directory / "server.db"
+    def __init__(self, directory: Path, empty: Path) -> None:
+        self.database = Path(shutil.copy(empty, directory / "server.db"))
         self.uri = f"sqlite:///{self.database}"
         self.url = ""
-        MlflowClient(self.uri).search_experiments()  # makes the tables
 
 
 class ServerInProcess(Store):
     """The application of ``mlflow server`` in a thread of the tests: it is imported already."""
 
-    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, empty: Path, patch: pytest.MonkeyPatch) -> None:
+        super().__init__(directory, empty)
         patch.setenv(mlflow.server.BACKEND_STORE_URI_ENV_VAR, self.uri)
         patch.setenv(mlflow.server.ARTIFACT_ROOT_ENV_VAR, str(directory / "artifacts"))
         patch.setattr(handlers, "_tracking_store", None)
@@ -68,8 +67,8 @@ class _Silent(WSGIRequestHandler):
 class TrackingServer(Store):
     """``mlflow server`` itself; its start takes seconds."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, empty: Path) -> None:
+        super().__init__(directory, empty)
         self.url = f"http://127.0.0.1:{free_port()}"
         port = self.url.rpartition(":")[2]
         self._process = subprocess.Popen(

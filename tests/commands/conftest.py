@@ -293,20 +293,10 @@ class Cloud:
         return {i["labels"]["mlflow-gce-run"] for i in self.emulator.instances()}
 
 
-@pytest.fixture(scope="session")
-def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An initialized sqlite store; making its tables takes seconds, copying it does not."""
-    from mlflow.tracking import MlflowClient
-
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").get_experiment("0")
-    return file
-
-
 @pytest.fixture
-def store(cloud: Cloud, _empty_store: Path) -> Cloud:
+def store(cloud: Cloud, empty_store: Path) -> Cloud:
     """The cloud of a test, with an MLflow store."""
-    shutil.copy(_empty_store, cloud.directory / "mlflow.db")
+    shutil.copy(empty_store, cloud.directory / "mlflow.db")
     return cloud
 
 

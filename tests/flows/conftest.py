@@ -200,23 +200,15 @@ class environment:
         os.environ.update(self._before)
 
 
-@pytest.fixture(scope="session")
-def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An initialized sqlite store; making its tables takes seconds, copying it does not."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").get_experiment("0")
-    return file
-
-
 @pytest.fixture
-def cloud(emulator: Emulator, _empty_store: Path, tmp_path: Path) -> Iterator[Cloud]:
+def cloud(emulator: Emulator, empty_store: Path, tmp_path: Path) -> Iterator[Cloud]:
     bucket = f"bucket-{uuid.uuid4().hex[:8]}"
     emulator.create_bucket(bucket)
     directory = tmp_path / "home"
     directory.mkdir()
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    shutil.copy(_empty_store, directory / "mlflow.db")
+    shutil.copy(empty_store, directory / "mlflow.db")
     environ = {
         **os.environ,
         **emulator.env,

@@ -23,9 +23,9 @@ with mlflow.start_run():
 
 
 @pytest.fixture
-def door(tmp_path):
+def door(tmp_path, empty_store):
     """A server that wants a token, at an address that this machine's instances reach."""
-    server = TrackingServer(tmp_path)
+    server = TrackingServer(tmp_path, empty_store)
     front = Front(server.url, address_of_this_machine())
     front.authorization = f"Bearer {SECRET_TEXT}"
     front.store = MlflowClient(server.uri)

@@ -286,7 +286,7 @@ def agents_of(run_id):
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory, _empty_store):
+def servers(tmp_path_factory, empty_store):
     """Servers by name, each started when it is first asked for."""
     with ExitStack() as stack:
         running = {}
@@ -297,7 +297,7 @@ def servers(tmp_path_factory, _empty_store):
                     uri = stack.enter_context(postgres())
                 else:
                     file = tmp_path_factory.mktemp("server") / "server.db"
-                    file.write_bytes(_empty_store.read_bytes())
+                    file.write_bytes(empty_store.read_bytes())
                     uri = f"sqlite:///{file}"
                 directory = tmp_path_factory.mktemp("server")
                 running[kind] = stack.enter_context(mlflow_server(directory, uri))

@@ -38,7 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 _emulator = _flows()._emulator
 emulator = _flows().emulator
-_empty_store = _flows()._empty_store
 cloud = _flows().cloud
 wait_until = _flows().wait_until
 
