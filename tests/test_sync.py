@@ -265,6 +265,7 @@ assert applier.refused == [], applier.refused
 """
 
 
+@pytest.mark.rotating(one_in=3)
 def test_two_processes_that_apply_one_journal_do_each_part_once_and_in_order(
     training: Training, trained: SyncedRun
 ) -> None:
@@ -693,6 +694,7 @@ def test_experiment_tags_are_applied(run: SyncedRun) -> None:
     assert client(run).get_experiment(run.experiment_id).tags["k"] == "v"
 
 
+@pytest.mark.rotating(one_in=3)  # half a minute each, of which a usual run has one
 @pytest.mark.parametrize("kind", ["sqlite file", pytest.param("server", marks=pytest.mark.long)])
 def test_100_000_points_are_applied_with_bounded_memory(run: SyncedRun, kind: str) -> None:
     server = _MlflowServer(run)
@@ -869,7 +871,7 @@ class _MlflowServer:
             self._process = None
 
 
-@pytest.mark.flow
+@pytest.mark.rotating(one_in=3)
 def test_a_server_killed_in_the_middle_gets_everything_once_it_is_back(
     training: Training, trained: SyncedRun
 ) -> None:

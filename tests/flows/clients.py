@@ -49,6 +49,17 @@ class Client:
     def is_alive(self) -> bool:
         return self.process.is_alive()
 
+    def wait_for(self, words: str, seconds: float = 60) -> None:
+        """Until it has printed ``words``; fails when it ends without, or after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            ended = not self.is_alive  # asked first: what it printed last is read after its end
+            if words in self.text:
+                return
+            if ended or time.monotonic() > deadline:
+                raise AssertionError(f"no {words!r} in:\n{self.text}")
+            time.sleep(0.05)
+
     def send(self, number: int) -> None:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)

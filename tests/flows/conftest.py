@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -74,8 +73,20 @@ class Cloud:
     def client(self) -> MlflowClient:
         return MlflowClient(self.tracking_uri)
 
-    def start(self, *words: str, **environ: str) -> subprocess.Popen[str]:
-        """Start a command in the story's directory, its output in ``output``."""
+    def start(self, *words: str, **environ: str) -> Client:
+        """Start ``mlflow`` or ``mlflow-gce`` in the story's directory."""
+        client = Client(list(words), environ={**self.environ, **environ}, directory=self.directory)
+        self.clients.append(client)
+        return client
+
+    def run(self, *words: str, seconds: float = 120, **environ: str) -> tuple[int, str]:
+        """Run a command to its end: (exit code, everything it printed)."""
+        process = self.spawn(*words, **environ)
+        output, _ = process.communicate(timeout=seconds)
+        return process.returncode, output
+
+    def spawn(self, *words: str, **environ: str) -> subprocess.Popen[str]:
+        """Start any command, with all of its own start-up, in the story's directory."""
         process = subprocess.Popen(
             list(words),
             cwd=self.directory,
@@ -88,21 +99,18 @@ class Cloud:
         self.processes.append(process)
         return process
 
-    def run(self, *words: str, seconds: float = 120, **environ: str) -> tuple[int, str]:
-        """Run a command to its end: (exit code, everything it printed)."""
-        process = self.start(*words, **environ)
-        output, _ = process.communicate(timeout=seconds)
-        return process.returncode, output
+    def mlflow_run(
+        self, project: str | Path, *words: str, seconds: float = 120, **environ: str
+    ) -> tuple[int, str]:
+        client = self.start_run(project, *words, **environ)
+        return client.end(seconds), client.text
 
-    def mlflow_run(self, project: str | Path, *words: str, **arguments: Any) -> tuple[int, str]:
-        return self.run(*MLFLOW, "run", str(project), "--backend", "gce", *words, **arguments)
+    def mlflow_gce(self, *words: str, seconds: float = 120, **environ: str) -> tuple[int, str]:
+        client = self.start("mlflow-gce", *words, **environ)
+        return client.end(seconds), client.text
 
-    def mlflow_gce(self, *words: str, **arguments: Any) -> tuple[int, str]:
-        return self.run(str(Path(sys.executable).with_name("mlflow-gce")), *words, **arguments)
-
-    def start_run(self, project: str | Path, *words: str) -> Lines:
-        command = [*MLFLOW, "run", str(project), "--backend", "gce", *words]
-        return Lines(self.start(*command))
+    def start_run(self, project: str | Path, *words: str, **environ: str) -> Client:
+        return self.start("mlflow", "run", str(project), "--backend", "gce", *words, **environ)
 
     def only_run(self) -> Any:
         """The one run of this backend that the story's store holds."""
@@ -142,47 +150,6 @@ class Cloud:
         made = [call for call in self.inserts() if call.status == 200]
         ours = {str(call.query.get("requestId")): call for call in made}  # a retry makes no second
         return [str((call.body or {}).get("name")) for call in ours.values()]
-
-
-class Lines:
-    """A running command whose output is read line by line, with a deadline for each wait."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self._lines: list[str] = []
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def text(self) -> str:
-        with self._changed:
-            return "".join(self._lines)
-
-    def wait_for(self, words: str, seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        with self._changed:
-            while not any(words in line for line in self._lines):
-                left = end - time.monotonic()
-                ended = not self._reader.is_alive() or self.process.poll() is not None
-                if left <= 0 or (ended and not self._reader.is_alive()):
-                    raise AssertionError(f"no {words!r} in:\n{''.join(self._lines)}")
-                self._changed.wait(min(left, 0.2))
-
-    def send(self, number: int) -> None:
-        os.kill(self.process.pid, number)
-
-    def end(self, seconds: float = 60) -> int:
-        code = self.process.wait(timeout=seconds)
-        self._reader.join(timeout=10)
-        return code
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._changed:
-                self._lines.append(line)
-                self._changed.notify_all()
 
 
 class environment:

@@ -38,20 +38,11 @@ class Stage:
     def submit(self, *words: str, project: Path = GATED) -> Client:
         # The image's own Python is enough, save where an environment is what it is about.
         manager = ["--env-manager", "local"] if project == GATED else []
-        command = ["mlflow", "run", str(project), "--backend", "gce", *manager, ZONES]
-        self.client = self._start([*command, *self.words, *words])
+        self.client = self.cloud.start_run(project, *manager, ZONES, *self.words, *words)
         return self.client
 
     def mlflow_gce(self, *words: str, seconds: float = 120, **environ: str) -> tuple[int, str]:
-        client = self._start(["mlflow-gce", *words], **environ)
-        code = client.end(seconds)
-        return code, client.text
-
-    def _start(self, command: list[str], **more: str) -> Client:
-        environ = {**self.cloud.environ, **more}
-        client = Client(command, environ=environ, directory=self.cloud.directory)
-        self.cloud.clients.append(client)
-        return client
+        return self.cloud.mlflow_gce(*words, seconds=seconds, **environ)
 
     def let_go(self) -> None:
         """Whatever is held up goes on at once."""

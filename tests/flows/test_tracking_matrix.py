@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import MLFLOW, PROJECTS, Lines, environment, wait_until
+from conftest import PROJECTS, environment, wait_until
 from journals import export
 from mlflow.tracking import MlflowClient
 from stores import (
@@ -92,16 +92,15 @@ class Cell:
 
     def submit(self):
         words = ["-P", f"gate={self.gate.port}", "-P", "gce.system_metrics=0", *self._words]
-        command = [*MLFLOW, "run", str(TRACKED), "--backend", "gce", "--run-name", "a name"]
-        command += ["--experiment-name", self.experiment, *words]
-        following = Lines(self.cloud.start(*command, MLFLOW_TRACKING_URI=self.store.uri))
+        words += ["--run-name", "a name", "--experiment-name", self.experiment]
+        following = self.cloud.start_run(TRACKED, *words, MLFLOW_TRACKING_URI=self.store.uri)
         following.wait_for("created", seconds=120)
         return following
 
     def attach(self):
-        command = Path(MLFLOW[0]).with_name("mlflow-gce")
-        words = [str(command), "attach", self.run_id, "--tracking-uri", self.store.uri]
-        return Lines(self.cloud.start(*words))
+        return self.cloud.start(
+            "mlflow-gce", "attach", self.run_id, "--tracking-uri", self.store.uri
+        )
 
     def sync(self):
         words = ["sync", self.run_id, "--tracking-uri", self.store.uri]

@@ -123,7 +123,7 @@ def test_jobs_outlive_their_client_and_the_same_command_does_the_rest(
     draw = random.Random(f"{os.environ['MATRIX_SEED']} {number} {moment}")
     words = ["x=1,2,3", "hydra.launcher.gce={max_parallel:2}"]
     before, calls = len(cloud.emulator.calls), draw.choice(moment)
-    process = cloud.start(*COMMAND, *words)
+    process = cloud.spawn(*COMMAND, *words)
     wait_until(
         lambda: len(cloud.emulator.calls) - before >= calls or process.poll() is not None,
         seconds=200,

@@ -8,7 +8,10 @@ import pytest
 import torch
 from sandbox import FAST, Sandbox
 
-pytestmark = pytest.mark.flow
+pytestmark = [
+    pytest.mark.flow,
+    pytest.mark.xdist_group("fast"),  # one training for all of them
+]
 
 METRICS = {
     "train_loss",
