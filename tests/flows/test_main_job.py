@@ -5,23 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+import mlflow
 import nbformat
 import pytest
+import torch
 from conftest import CHECKOUT, MLFLOW, environment
 from nbclient import NotebookClient
-
-# Loads the logged model by its models:/ URI, as anybody would, and scores it on the test images.
-SCORE = """
-import sys
-import mlflow, torch
-sys.path.insert(0, sys.argv[2])
-import mnist
-model = mlflow.pytorch.load_model(sys.argv[1])
-_, _, images, labels = mnist.load("mnist", sys.argv[3])
-with torch.inference_mode():
-    found = torch.cat([model(part.float() / 255).argmax(1) for part in images.split(1000)])
-print("scored", 100 * (found == labels).double().mean().item())
-"""
 
 
 def test_the_main_job(cloud):
@@ -88,14 +77,17 @@ def assert_recorded_in_order(cloud, run_id):
 def assert_model_scores(cloud, run, accuracy):
     """The logged model, loaded from the gs:// store, scores what the last epoch scored."""
     (output,) = run.outputs.model_outputs
-    model = cloud.client.get_logged_model(output.model_id)
-    assert model.artifact_location.startswith(f"gs://{cloud.bucket}/")
-    data = cloud.directory / "data"
-    code, output = cloud.run(
-        sys.executable, "-c", SCORE, f"models:/{output.model_id}", str(CHECKOUT), str(data)
-    )
-    assert code == 0, output
-    scored = float(output.rpartition("scored")[2])
+    location = cloud.client.get_logged_model(output.model_id).artifact_location
+    assert location.startswith(f"gs://{cloud.bucket}/")
+    with environment(cloud.environ), pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(CHECKOUT)
+        import mnist
+
+        model = mlflow.pytorch.load_model(location)
+        _, _, images, labels = mnist.load("mnist", str(cloud.directory / "data"))
+    with torch.inference_mode():
+        found = torch.cat([model(part.float() / 255).argmax(1) for part in images.split(1000)])
+    scored = 100 * (found == labels).double().mean().item()
     assert scored == pytest.approx(accuracy, abs=1e-6)
 
 
