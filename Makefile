@@ -25,12 +25,10 @@ pictures: $(STAMP)  ## docs/images, anew, by the browser tests
 	@PICTURES=docs/images $(BIN)/pytest -q tests/browser
 
 test: check  ## all tests: unit tests first, then the flows on the emulator
-	@$(BIN)/pytest -q -n auto --dist loadgroup -m "not flow"
-	@$(BIN)/pytest -q -n auto --dist loadgroup -m flow
+	@$(BIN)/pytest -q -n auto --dist loadgroup
 
 test-all: check  ## the same with every cell of the matrices and the long tests; takes hours
-	@$(BIN)/pytest -q -n auto --dist loadgroup -m "not flow" --whole
-	@$(BIN)/pytest -q -n auto --dist loadgroup -m flow --whole
+	@$(BIN)/pytest -q -n auto --dist loadgroup --whole
 
 check: $(STAMP)  ## formatting, lint, strict types
 	@$(BIN)/ruff format --check --quiet .

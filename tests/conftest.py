@@ -54,12 +54,14 @@ def _slice_in_words(config: pytest.Config) -> str:
     return f"matrices and stories: a slice, {seed}; all with --whole"
 
 
+@pytest.hookimpl(trylast=True)  # other conftests mark items
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out long tests, and all but a seeded slice of what rotates.
+    """Leave out long tests, and all but a seeded slice of what rotates; unit tests come first.
 
     Of a test marked `matrix(cells=N)` a usual run keeps N of its parameters' combinations; of the
     tests of a module marked `rotating(one_in=N)` it keeps one in N, rounded up.
     """
+    items.sort(key=_when)
     if config.getoption("--whole"):
         return
     left_out = {item for item in items if item.get_closest_marker("long")}
@@ -77,6 +79,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out.update(item for item in group if item not in chosen)
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))
+
+
+def _when(item: pytest.Item) -> tuple[bool, float]:
+    """Flows after unit tests, and of them those first that may take longest.
+
+    Started last, they would run alone while the other workers have nothing left.
+    """
+    timeout = item.get_closest_marker("timeout")
+    is_flow = item.get_closest_marker("flow") is not None
+    return is_flow, -timeout.args[0] if timeout and is_flow else 0
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,6 +13,7 @@ from conftest import CHECKOUT, MLFLOW, environment
 from nbclient import NotebookClient
 
 
+@pytest.mark.timeout(600)
 def test_the_main_job(cloud):
     """Two epochs reach 99 %, the results are in the store and the bucket, the instance is gone."""
     code, output = cloud.run(

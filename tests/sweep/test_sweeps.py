@@ -112,7 +112,7 @@ def test_a_sweep_can_be_left_and_come_back_to(cloud: Any, sweep: Any) -> None:
 MOMENTS = [range(first, first + 30) for first in range(1, 241, 30)]
 
 
-@pytest.mark.matrix(cells=2)
+@pytest.mark.matrix(cells=1)
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda calls: f"call-{calls[0]}-{calls[-1]}")
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name

@@ -82,6 +82,7 @@ def test_the_logged_model_takes_grey_values_in_batches_of_any_size(
         assert model(torch.rand(count, 1, 28, 28)).shape == (count, 10)
 
 
+@pytest.mark.rotating(one_in=2)
 def test_a_good_run_prints_its_epochs_and_no_warning(fast: Sandbox) -> None:
     done = fast.train(*FAST, "trainer.epochs=1", "hydra.job.name=second")
     assert done.stdout.startswith("epoch 1/1  train loss ")
@@ -90,6 +91,7 @@ def test_a_good_run_prints_its_epochs_and_no_warning(fast: Sandbox) -> None:
     fast.client.delete_run(fast.runs()[-1].info.run_id)
 
 
+@pytest.mark.rotating(one_in=2)
 def test_the_model_is_registered_under_the_name_asked_for(fast: Sandbox) -> None:
     fast.train(*FAST, "trainer.epochs=1", "registry.name=digits")
     run_id = fast.runs()[-1].info.run_id
