@@ -16,7 +16,7 @@ from aiohttp import web
 
 from . import strikes
 from .cloud import Cloud
-from .errors import ApiError
+from .errors import ApiError, ReplyLost
 from .faults import Fault
 from .gcs_server import GcsServer
 from .life import Life
@@ -30,6 +30,7 @@ _HOP_HEADERS = frozenset(
     {"connection", "host", "keep-alive", "transfer-encoding", "content-length", "authorization"}
 )
 _PIECE = 256 * 1024
+_CLIENT_LEFT = 499  # in the record only: nobody is there to be answered
 
 
 class StorageFront:
@@ -47,7 +48,7 @@ class StorageFront:
         self._uploads = UploadCalls(self._objects, spool, self._strike)
 
     async def serve(self, request: web.BaseRequest, caller: Life | None) -> web.StreamResponse:
-        """Raises ReplyLost when a fault wants the connection to break."""
+        """Raises ReplyLost when the connection is to break, or the client has broken it."""
         call = classify(request.method, request.rel_url.raw_path)
         place = self._cloud.begin_http("storage", call.name, request, caller)
         status = 0
@@ -57,6 +58,9 @@ class StorageFront:
             if call.is_upload and status == 200:
                 self._cloud.end(place, answer=_resource(answer))
             return answer
+        except ConnectionError:
+            status = _CLIENT_LEFT
+            raise ReplyLost from None
         except ApiError as error:
             status = error.code
             # A client that is still sending would see a broken connection, not the answer.

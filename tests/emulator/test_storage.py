@@ -7,6 +7,10 @@ import hashlib
 import json
 import os
 import resource
+import socket
+import time
+import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
 import google_crc32c
@@ -227,6 +231,36 @@ def test_a_gigabyte_goes_through_in_bounded_memory(emulator: Emulator, tmp_path:
     assert size == 10**9
     assert grown < 100_000  # kilobytes
     assert server_peak_kilobytes() < 300_000
+
+
+def leave_a_download(emulator: Emulator) -> None:
+    upload(emulator, "long", bytes(50_000_000))
+    url = f"{emulator.storage_url}/storage/v1/b/bucket/o/long"
+    with requests.get(url, params={"alt": "media"}, stream=True, timeout=30) as download:
+        next(download.iter_content(1000))
+
+
+def leave_an_upload(emulator: Emulator) -> None:
+    address = urllib.parse.urlsplit(emulator.storage_url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(
+            b"POST /upload/storage/v1/b/bucket/o?uploadType=media&name=half HTTP/1.1\r\n"
+            b"Host: storage\r\nContent-Length: 50000000\r\n\r\n" + bytes(1_000_000)
+        )
+
+
+@pytest.mark.parametrize("leave", [leave_a_download, leave_an_upload])
+def test_a_client_that_leaves_in_the_middle_is_nobodys_error(
+    emulator: Emulator, caplog: pytest.LogCaptureFixture, leave: Callable[[Emulator], None]
+) -> None:
+    leave(emulator)
+    end = time.monotonic() + 30
+    while emulator.calls[-1].status != 499:
+        assert time.monotonic() < end, "the record says that the client left"
+        time.sleep(0.05)
+    upload(emulator, "next")
+
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def server_peak_kilobytes() -> int:
