@@ -40,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(10**6)))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: half of the flows wait for an instance, a server or a deadline."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:

@@ -9,6 +9,7 @@ from sandbox import CHECKOUT, Sandbox
 
 pytestmark = [
     pytest.mark.flow,
+    pytest.mark.timeout(600),
     pytest.mark.rotating(one_in=5),  # a process that trains takes half a minute and more
     pytest.mark.xdist_group("mnist"),  # one training for all of them
 ]

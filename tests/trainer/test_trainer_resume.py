@@ -6,7 +6,11 @@ import pytest
 import torch
 from sandbox import FAST, Sandbox
 
-pytestmark = [pytest.mark.flow, pytest.mark.rotating(one_in=5)]
+pytestmark = [
+    pytest.mark.flow,
+    pytest.mark.rotating(one_in=5),
+    pytest.mark.timeout(900),  # three trainings
+]
 
 # Ends a training as a preemption does, with no handler and no cleanup, at the worst moment: the
 # second epoch's checkpoint is stored, and its metrics are not.

@@ -10,6 +10,7 @@ from sandbox import FAST, Sandbox
 
 pytestmark = [
     pytest.mark.flow,
+    pytest.mark.timeout(600),
     pytest.mark.xdist_group("fast"),  # one training for all of them
 ]
 
