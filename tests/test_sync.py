@@ -122,9 +122,14 @@ def _train(url: str, run: SyncedRun) -> None:
             dataset = mlflow.data.from_numpy(array, name="digits")
             mlflow.log_input(dataset, context="training", tags={"k": "v"})
             mlflow.log_text("hello", "notes/a.txt")
+
+            @mlflow.pyfunc.utils.pyfunc
+            def echo(model_input: list[str]) -> list[str]:
+                return model_input
+
             info = mlflow.pyfunc.log_model(
                 name="model",
-                python_model=lambda model_input: model_input,
+                python_model=echo,
                 pip_requirements=["mlflow"],
                 params={"depth": 3},
                 tags={"kind": "echo"},
