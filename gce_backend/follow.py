@@ -117,12 +117,13 @@ class Follower:
         while True:
             self._heed_cancel()
             try:
-                if (end := self._look()) is not None:
-                    return end
+                end = self._look()
             except StorageError as error:
                 self._bucket_did_not_answer(error)
             else:
                 self._bucket_answered()
+                if end is not None:
+                    return end
                 # Judged only by what was read just now: a bucket that is away is no sign that
                 # the instance is.
                 if late := self._too_late():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from gce_backend.errors import GceBackendError, TrackingError
+from gce_backend.errors import GceBackendError, StorageError, TrackingError
 from gce_backend.polling import retry
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Tracking
@@ -87,12 +87,13 @@ class LiveSync:
         if not self._is_away:
             self._is_away = True
             told = str(error) if isinstance(error, GceBackendError) else repr(error)
-            self._warn(f"{told}\nThe training goes on; its metrics wait in the bucket")
+            where = "on the instance" if isinstance(error, StorageError) else "in the bucket"
+            self._warn(f"{told}\nThe training goes on; its metrics wait {where}")
 
     def _came_back(self) -> None:
         if self._is_away:
             self._is_away = False
-            self._warn("the tracking store is back")
+            self._warn("metrics reach the tracking store again")
 
 
 def until_store_answers(write: Callable[[], None], run_id: str, *, seconds: float) -> None:

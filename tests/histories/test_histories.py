@@ -93,6 +93,7 @@ class History(RuleBasedStateMachine):
         super().__init__()
         self.world.begin()
         self._calm()
+        self._forget_others()
         self.name = f"history-{uuid.uuid4().hex[:8]}"
         self.said: list[str] = []
 
@@ -222,6 +223,14 @@ class History(RuleBasedStateMachine):
         self.world.emulator.inject(_NO_SCRIPT)
         self.world.haste = 10.0
         self.world.process = Process()
+
+    def _forget_others(self) -> None:
+        """Every command looks after runs that ended without a client: soon it were hundreds."""
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient()
+        for run in client.search_runs([each.experiment_id for each in client.search_experiments()]):
+            client.delete_run(run.info.run_id)
 
     def _run(self) -> Any:
         from mlflow.tracking import MlflowClient
