@@ -32,6 +32,7 @@ class Machine:
         hangs: it does nothing any more, until it is booted again.
         loses: an artifact that never gets to the bucket.
         fails: the trainer exits with code 3.
+        is_taken: its instance is preempted.
         status: its status.json, once it is in the bucket.
         deadline: unix seconds after which anybody may delete it.
         acknowledged: what its manifest names: object and content.
@@ -45,7 +46,7 @@ class Machine:
         self._storage = storage.in_bucket(bucket)
         root, _, run_id = spec.removesuffix("/spec.json").rpartition("/runs/")
         self.paths = RunPaths(root, run_id)
-        self.hangs = self.loses = self.fails = False
+        self.hangs = self.loses = self.fails = self.is_taken = False
         self.status: dict[str, Any] | None = None
         self.acknowledged: dict[str, bytes] = {}
         self.deadline = float(resource["labels"][DEADLINE_LABEL])

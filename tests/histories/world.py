@@ -165,12 +165,14 @@ class World:
         machine = self.machines.get(number)
         if machine is None or not machine.is_at_work or self.time() > machine.deadline:
             return
+        if machine.is_taken:
+            return  # Compute Engine deletes a spot instance that it takes, kept or not
         status = machine.status
         if status is not None and (status["verified"] or status["end_reason"] == "preempted"):
             return
         excuses = {"stop now", "user delete"}
         if status is None:
-            excuses |= {"preempt", "preempt with notice", "cancel"}
+            excuses |= {"cancel"}
         if not self.causes & excuses:
             self.violations.append(f"{resource['name']} deleted, unproven, before its deadline")
 
@@ -209,6 +211,7 @@ class World:
                     with contextlib.suppress(StorageError, OSError):
                         machine.step(self.time(), resource, preempted=True)
                 self.emulator.preempt(name)
+                machine.is_taken = True
             elif what == "host error":
                 self.emulator.power_off(name)
             elif what == "user stop":
