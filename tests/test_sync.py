@@ -124,7 +124,7 @@ def _train(url: str, run: SyncedRun) -> None:
             mlflow.log_text("hello", "notes/a.txt")
 
             @mlflow.pyfunc.utils.pyfunc
-            def echo(model_input: list[str]) -> list[str]:
+            def echo(model_input: list[int]) -> list[int]:
                 return model_input
 
             info = mlflow.pyfunc.log_model(
