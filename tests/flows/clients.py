@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -82,6 +83,7 @@ def _run(command: list[str], environ: dict[str, str], directory: str, output: st
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environ)
+    tempfile.tempdir = None  # what was imported before the fork may have asked for it already
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == 2 else signal.SIG_DFL)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
