@@ -127,6 +127,14 @@ def _answers_are_the_apis() -> Iterator[None]:
     embedded.Emulator.__exit__ = leave
 
 
+@pytest.fixture(autouse=True)
+def _store_of_no_other_test() -> Iterator[None]:
+    """What a test had MLflow's functions use is not what the next one of this process uses."""
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+
+
 @pytest.fixture(scope="session")
 def empty_store(request: pytest.FixtureRequest) -> Path:
     """A sqlite file with MLflow's tables: making them takes seconds, copying them does not.

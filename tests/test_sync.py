@@ -104,7 +104,6 @@ def _train(url: str, run: SyncedRun) -> None:
     import mlflow
     import numpy as np
 
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(url)
     try:
         mlflow.set_experiment(experiment_id=run.experiment_id)
@@ -146,7 +145,7 @@ def _train(url: str, run: SyncedRun) -> None:
                     mlflow.log_text(child.info.run_id, "child.txt")
             mlflow.set_tag("last_child", child.info.run_id)
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture

@@ -140,8 +140,7 @@ def test_a_run_waits_as_scheduled_with_its_name_and_tags_from_the_start(created,
     assert run.data.tags["gce.machine_type"] == "g2-standard-4"
 
 
-def test_the_active_run_becomes_the_parent(uri, settings, request):
-    request.addfinalizer(lambda: mlflow.set_tracking_uri(None))
+def test_the_active_run_becomes_the_parent(uri, settings):
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(experiment_id="0") as parent:
         tracking = Tracking(uri)

@@ -206,6 +206,11 @@ class SweepStore(Tracking):
         return str(version)
 
     def _new_version(self, name: str, run_id: str, model_id: str) -> str:
+        import mlflow
+
+        # A store in a database looks the model up in the process's store, whichever it itself is.
+        if mlflow.get_tracking_uri() != self.uri:
+            mlflow.set_tracking_uri(self.uri)
         source = f"models:/{model_id}"
         made = self._client.create_model_version(name, source, run_id, model_id=model_id)
         return str(made.version)

@@ -57,6 +57,16 @@ def test_the_alias_follows_the_best_model_and_registers_none_twice(store: SweepS
     assert len(client.search_model_versions("name = 'digits'")) == 2
 
 
+def test_the_model_is_found_in_the_sweeps_store_whatever_the_processs_is(
+    store: SweepStore, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_store, tmp_path / "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    run, _ = run_with_model(store)
+
+    assert store.register_best(run, "digits") == "1"
+
+
 def test_a_run_without_a_model_registers_nothing(store: SweepStore) -> None:
     client = MlflowClient(store.uri)
 
