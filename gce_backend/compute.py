@@ -68,7 +68,8 @@ class Compute:
         Every retry carries the same request id, so a reply that got lost makes no second instance.
 
         Raises:
-            NoCapacity, QuotaExceeded, PermissionDenied, ComputeError: the instance does not exist.
+            NoCapacity, QuotaExceeded, InternalError, PermissionDenied, ComputeError: the instance
+                does not exist.
             AlreadyExists: somebody else's bears the name; one of ours is adopted.
             OperationTimeout: it is, or may yet come to be; delete it by name.
         """

@@ -18,6 +18,7 @@ from gce_backend.errors import (
     ComputeError,
     GceBackendError,
     InstanceNotFound,
+    InternalError,
     NoCapacity,
     NotOffered,
     PermissionDenied,
@@ -42,6 +43,7 @@ _NOT_OFFERED = re.compile(
     r"(Machine|Accelerator) type with name '[^']+' does not exist in zone"
     r"|/zones/[^/']+/(machineTypes|acceleratorTypes)/[^/']+' was not found"
 )
+_INTERNAL = {"INTERNAL_ERROR"}  # of an operation, seen of inserts: ubicloud/ubicloud#5495
 _RETRIED_STATUS = {429, 500, 502, 503, 504}
 
 
@@ -129,6 +131,8 @@ def _by_code(message: str, status: int, codes: set[str]) -> ComputeError:
         return NoCapacity(message)
     if codes & _QUOTA:
         return QuotaExceeded(message, is_global="GPUS_ALL_REGIONS" in message)
+    if codes & _INTERNAL:
+        return InternalError(message)
     if codes & {"alreadyExists", "RESOURCE_ALREADY_EXISTS"}:
         return AlreadyExists(message)
     if status in (401, 403):

@@ -10,6 +10,7 @@
     │   └── ResultsUnverified        what the run produced is not proven to be in the bucket
     ├── ComputeError                 Compute Engine refused or did not answer
     │   ├── NoCapacity               (transient) the zone is out of this machine type: next zone
+    │   ├── InternalError            (transient) an operation broke off; of an insert: next zone
     │   ├── NotOffered               the zone has no such machine type or accelerator: next zone
     │   ├── QuotaExceeded            .is_global: no other region will help
     │   ├── PermissionDenied
@@ -72,6 +73,12 @@ class ComputeError(GceBackendError):
 
 class NoCapacity(ComputeError):
     """The zone cannot supply this machine type now."""
+
+    transient = True
+
+
+class InternalError(ComputeError):
+    """A call was accepted, and its operation ended in an internal error of Compute Engine."""
 
     transient = True
 

@@ -4,6 +4,7 @@
 
     no capacity            next zone; after the last one the next machine of the list
     not offered there      the same
+    an internal error      the same
     quota of a region      its other zones are passed over
     quota of all regions, permission, bad request     stop: no zone would answer otherwise
     no answer, no end      stop: delete by name, and let an instance that comes late end itself
@@ -26,6 +27,7 @@ from gce_backend.errors import (
     CleanupError,
     ComputeError,
     GceBackendError,
+    InternalError,
     NoCapacity,
     NotOffered,
     PermissionDenied,
@@ -47,6 +49,8 @@ ATTEMPT = 1  # of a run that has just been made
 
 # The label a reaper goes by counts from the submit, the instance's own run time from RUNNING.
 _BOOT_SLACK_SECONDS = 900
+
+_NEXT_ZONE = (NoCapacity, InternalError, NotOffered, QuotaExceeded)
 
 
 class InstanceRequest:
@@ -86,8 +90,8 @@ class InstanceRequest:
         """Create the instance.
 
         Raises:
-            NoCapacity, NotOffered, QuotaExceeded, PermissionDenied, ComputeError: no instance
-                exists.
+            NoCapacity, InternalError, NotOffered, QuotaExceeded, PermissionDenied, ComputeError:
+                no instance exists.
             CleanupError: one may.
         """
         refused: list[tuple[Settings, str, GceBackendError]] = []
@@ -97,7 +101,7 @@ class InstanceRequest:
                     continue
                 try:
                     return self._in(settings, zone)
-                except (NoCapacity, NotOffered, QuotaExceeded) as error:
+                except _NEXT_ZONE as error:
                     refused.append((settings, zone, error))
                     if isinstance(error, QuotaExceeded) and error.is_global:
                         raise _nowhere(self._settings, refused) from error
@@ -195,7 +199,7 @@ class InstanceRequest:
             yield
         except (PermissionDenied, AlreadyExists, NotOffered):
             raise  # refused before anything was made; what bears the name is not ours
-        except (NoCapacity, QuotaExceeded) as error:
+        except (NoCapacity, InternalError, QuotaExceeded) as error:
             delete(self._compute, submission, because=str(error))
             raise
         except BaseException as error:
@@ -247,6 +251,12 @@ def _nowhere(
             f"no zone offers {what}. No instance exists. What came back:\n{lines}\n"
             f"See where there is one: gcloud compute machine-types list --filter '{names}' "
             f"--project {settings.project}"
+        )
+    if all(isinstance(error, (InternalError, NotOffered)) for _, _, error in refused):
+        return InternalError(
+            f"Compute Engine accepted {what} and did not make it. No instance exists. What came "
+            f"back:\n{lines}\nThe cause is not on this side. Try again later, or other zones "
+            "(-P gce.zones=[…])"
         )
     return NoCapacity(
         f"no zone has room for {what} now. No instance exists. What came back:\n{lines}\n"

@@ -11,6 +11,7 @@ from gce_backend.errors import (
     AlreadyExists,
     ComputeError,
     InstanceNotFound,
+    InternalError,
     NoCapacity,
     NotOffered,
     PermissionDenied,
@@ -173,6 +174,16 @@ def test_no_capacity_is_no_matter_of_patience(emulator, compute):
         compute.insert(ZONE, machine)
 
     assert len(inserts_of(emulator, machine["name"])) == 1
+
+
+def test_an_insert_that_breaks_off_inside_the_api_is_told_as_that(emulator, compute):
+    emulator.inject(Fault("operation_fails", "instances.insert"))
+    machine = body()
+
+    with pytest.raises(InternalError, match="INTERNAL_ERROR: Internal error"):
+        compute.insert(ZONE, machine)
+
+    assert not compute.exists(ZONE, machine["name"])
 
 
 def test_a_zone_without_the_machine_type_says_so(emulator, compute):

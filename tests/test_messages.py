@@ -159,6 +159,11 @@ def no_capacity(lab: Lab) -> None:
     lab.ask()
 
 
+def internal_errors_everywhere(lab: Lab) -> None:
+    lab.fault("operation_fails", "instances.insert")
+    lab.ask()
+
+
 def machine_not_offered(lab: Lab) -> None:
     lab.ask(**{"machine.machine_type": "n1-standard-3"})
 
@@ -300,6 +305,7 @@ def store_stays_away(lab: Lab) -> None:
 
 RAISED: dict[Callable[[Lab], None], type[GceBackendError]] = {
     no_capacity: errors.NoCapacity,
+    internal_errors_everywhere: errors.InternalError,
     machine_not_offered: errors.NotOffered,
     quota_of_a_region: errors.QuotaExceeded,
     quota_of_all_regions: errors.QuotaExceeded,

@@ -10,6 +10,7 @@ from gce_backend.console import Console
 from gce_backend.errors import (
     AlreadyExists,
     ComputeError,
+    InternalError,
     NoCapacity,
     NotOffered,
     OperationTimeout,
@@ -186,6 +187,25 @@ def test_a_full_zone_beside_one_without_the_machine_may_have_room_later(asking):
 
     with pytest.raises(NoCapacity, match="no zone has room"):
         request.in_first_zone_with_room()
+
+
+def test_an_internal_error_leads_to_the_next_zone_and_forbids_no_later_instance(asking, storage):
+    request = asking({"europe-west1-b": InternalError("INTERNAL_ERROR: Internal error.")})
+
+    assert request.in_first_zone_with_room().zone == "europe-west1-c"
+    assert request._compute.deleted == ["europe-west1-b"]
+    assert not storage.exists(PATHS.cancel), "the next zone's instance would end itself"
+
+
+def test_internal_errors_everywhere_are_told_as_the_apis_own(asking):
+    broken = InternalError("INTERNAL_ERROR: Internal error.")
+    request = asking(dict.fromkeys(ZONES[1:-1].split(","), broken))
+
+    with pytest.raises(InternalError, match="did not make it") as caught:
+        request.in_first_zone_with_room()
+
+    assert caught.value.transient
+    assert str(caught.value).count("INTERNAL_ERROR") == 3
 
 
 def test_a_further_attempt_asks_elsewhere_first_under_a_name_of_its_own(asking):

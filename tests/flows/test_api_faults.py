@@ -75,9 +75,7 @@ SPECIAL = {
     ("instances.insert", "quota_global"): Expected(
         "quota_exceeded", instances=(0,), error="in any region"
     ),
-    ("instances.insert", "operation_fails"): Expected(
-        "refused", instances=(0,), error="INTERNAL_ERROR"
-    ),
+    ("instances.insert", "operation_fails"): Expected(zone=ZONES[1]),
     ("instances.get", "forbidden"): Expected(error="cannot delete instance", always=True),
     ("instances.aggregatedList", "forbidden"): Expected(error="listing the instances", always=True),
     ("instances.delete", "forbidden"): Expected(
