@@ -60,12 +60,14 @@ class JournalApplier:
         run_id: str,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.run_id = run_id
         self._storage = storage
         self._paths = paths
         self._lock = threading.RLock()
         self._store = RunStore(tracking_uri, run_id)
         self._ids = ProvisionalIds(self._store)
         self._known_position = -1  # the position at which self._ids was up to date
+        self._reached: int | None = None  # the store is there at least; None: ask it
         self._lease = Lease(storage, paths.sync_lock)
         self._depth = 0  # of blocks that need the lease
         self._holds = False
@@ -109,6 +111,7 @@ class JournalApplier:
             As `apply_new`.
         """
         with self._lock, brief_retries(), self._alone(max(patience, 1.0)):
+            self._reached = None
             records = self.apply_new()
             run = self._store.run()
             self._ids.load()
@@ -191,7 +194,11 @@ class JournalApplier:
     # ------------------------------------------------------------------ segments
 
     def _has_new(self) -> bool:
-        return self._storage.exists(self._paths.journal(self._position() + 1))
+        """Where nothing follows what was once applied, nobody else has applied more either: the
+        store, which takes longer to answer than the bucket, need not be asked."""
+        if self._reached is None:
+            self._reached = self._position()
+        return self._storage.exists(self._paths.journal(self._reached + 1))
 
     def _position(self) -> int:
         """How far the store is; where the lease was lost, no further than before that."""
@@ -200,7 +207,7 @@ class JournalApplier:
 
     def _apply_some(self) -> int | None:
         """Apply the next few segments; None when there are none."""
-        position = self._position()
+        position = self._reached = self._position()
         if position != self._known_position:  # the first call, a failed one, or another client
             self._ids.load()
         records, last = self._read_some(position)
@@ -218,7 +225,7 @@ class JournalApplier:
             self._redo_after = position
             raise
         self._redo_after = None
-        self._known_position = last
+        self._known_position = self._reached = last
         return len(records)
 
     def _read_some(self, position: int) -> tuple[list[dict[str, Any]], int]:

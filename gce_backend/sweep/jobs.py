@@ -63,6 +63,7 @@ class SweepJob(Job):
     is_spent: bool = False
     artifact_uri: str = ""
     is_running: bool = False
+    applier: JournalApplier | None = None  # of its last submission
 
 
 @dataclass(frozen=True)
@@ -171,12 +172,14 @@ class Jobs:
         heartbeat = storage.read_json(submission.paths.heartbeat)
         if heartbeat is None:
             return time.time() > submission.created_at + job.settings.gce.boot_minutes * 60
-        JournalApplier(
-            storage,
-            submission.paths,
-            tracking_uri=submission.tracking_uri,
-            run_id=submission.run_id,
-        ).apply_new(patience=0)  # left to whoever is at it: another client, or the agent
+        if job.applier is None or job.applier.run_id != submission.run_id:
+            job.applier = JournalApplier(
+                storage,
+                submission.paths,
+                tracking_uri=submission.tracking_uri,
+                run_id=submission.run_id,
+            )
+        job.applier.apply_new(patience=0)  # left to whoever is at it: another client, or the agent
         if not job.is_running and any(p["phase"] == "running" for p in heartbeat["phases"]):
             self._sweep.store.set_running(submission.run_id)
             job.is_running = True
@@ -207,6 +210,7 @@ class Jobs:
         outcome = Outcome(submission.run_id, told, problem, seconds)
         self._sweep.note(job, outcome)
         job.is_spent = True
+        job.applier = None
         return outcome, reason
 
     def fetch(self, job: SweepJob) -> None:

@@ -253,10 +253,12 @@ class Scheduler:
         look_after = max(_LOOK_SECONDS, len(running) * _LOOKS_APART_SECONDS)
         for job in running:
             assert job.submission is not None
+            if job.is_being_looked_at:
+                continue  # what the look still writes must not come after the end
             status = found.get(job.submission.instance)
             if (status is None or status in _GONE) and job.started_at < asked_at:
                 self._take_to_end(job, ask=status is None)
-            elif asked_at - job.looked_at > look_after and not job.is_being_looked_at:
+            elif asked_at - job.looked_at > look_after:
                 job.is_being_looked_at = True
                 self._in_background(functools.partial(self._look, job))
 

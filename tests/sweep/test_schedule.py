@@ -14,6 +14,7 @@ from gce_backend.agent.paths import RunPaths
 from gce_backend.errors import ComputeError, NoCapacity, PermissionDenied, QuotaExceeded
 from gce_backend.lifecycle import EndReason
 from gce_backend.submission import Submission
+from gce_backend.sweep import schedule
 from gce_backend.sweep.capacity import Capacity
 from gce_backend.sweep.results import Outcome
 from gce_backend.sweep.schedule import Job, Scheduler
@@ -114,6 +115,44 @@ def test_never_more_than_allowed_run_and_others_follow(work: Work, scheduler: Ma
     assert all(future.result(timeout=10).completed for future in futures)
     assert work.most == 2
     assert work.submitted_jobs == list(range(6))
+
+
+def test_what_a_look_still_writes_comes_before_the_end(
+    work: Work, scheduler: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a run that has ended would be marked as running, for ever."""
+    monkeypatch.setattr(schedule, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(schedule, "_LOOKS_APART_SECONDS", 0.0)
+    looking, go_on, written = threading.Event(), threading.Event(), []
+    lists, finish = work.list, work.finish
+    asked = 0
+
+    def listed() -> dict[str, str]:
+        nonlocal asked
+        asked += 1
+        return lists()
+
+    def look(job: Any) -> bool:
+        looking.set()
+        go_on.wait(10)
+        written.append("running")
+        return False
+
+    def finished(job: Any) -> tuple[Outcome, EndReason]:
+        written.append("finished")
+        return finish(job)
+
+    for name, function in (("list", listed), ("look", look), ("finish", finished)):
+        monkeypatch.setattr(work, name, function)
+    future = scheduler().add(Job(0, settings()))
+    assert looking.wait(10)
+    work.end("instance-0-1")
+    before = asked
+    until(lambda: asked > before + 2)  # it is seen to be gone, and the look has not returned
+    go_on.set()
+
+    assert future.result(timeout=10).completed
+    assert written[-1] == "finished", written
 
 
 def test_a_job_whose_instance_never_reported_is_tried_again_and_a_failing_one_is_not(
