@@ -107,6 +107,7 @@ def test_never_more_than_allowed_run_and_others_follow(work: Work, scheduler: Ma
     jobs = [Job(number, settings()) for number in range(6)]
     made = scheduler(max_parallel=2)
     futures = [made.add(job) for job in jobs]
+    until(lambda: len(work.instances) == 2)
 
     for number in range(6):
         until(lambda n=number: f"instance-{n}-1" in work.instances)

@@ -26,7 +26,8 @@ VERSIONS = [
 def test_hydras_suites_pass(tmp_path: Path, packages: list[str]) -> None:
     python = make_venv(tmp_path / "venv", *packages)
     suites = CHECKOUT / "tests" / "sweep" / "test_conformance.py"
-    options = ["-q", "--whole", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'base'}"]
+    options = ["-q", "--whole", "-o", f"cache_dir={tmp_path / 'cache'}"]
+    options += [f"--basetemp={tmp_path / 'base'}"]
 
     done = subprocess.run(
         [str(python), "-m", "pytest", *options, str(suites)],
