@@ -22,7 +22,7 @@ from .test_command import COMMAND
 
 pytestmark = [
     pytest.mark.flow,
-    pytest.mark.rotating(one_in=2),
+    pytest.mark.rotating(one_in=3),
     pytest.mark.skipif(not shutil.which("gcloud"), reason="gcloud is not installed"),
     pytest.mark.skipif(os.geteuid() != 0, reason="gcloud's ssh insists on port 22: needs root"),
 ]

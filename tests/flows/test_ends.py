@@ -8,7 +8,7 @@ from conftest import CHECKOUT, PROJECTS, wait_until
 
 from gce_backend.emulator import Fault
 
-pytestmark = pytest.mark.rotating(one_in=3)
+pytestmark = pytest.mark.rotating(one_in=4)
 
 PLAIN = PROJECTS / "plain"
 LONG = ["-P", "steps=200", "-P", "pause=0.2"]

@@ -18,7 +18,7 @@ import yaml
 
 from .conftest import wait_until
 
-pytestmark = [pytest.mark.flow, pytest.mark.rotating(one_in=3), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flow, pytest.mark.rotating(one_in=5), pytest.mark.timeout(900)]
 
 COMMAND = [sys.executable, "app.py", "-m", "hydra/launcher=gce", "hydra.sweep.dir=out"]
 PROGRAM = Path(__file__).parent.parent / "projects" / "sweep"
