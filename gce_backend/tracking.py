@@ -173,7 +173,8 @@ class Tracking:
         params = [Param(k, _canonical(v)[:_MAX_PARAM_LENGTH]) for k, v in kept.items()]
         for first in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(run_id, params=params[first : first + _MAX_PARAMS])
-        self._client.log_batch(run_id, tags=dropped)
+        if dropped:
+            self._client.log_batch(run_id, tags=dropped)
         self._client.update_run(run_id, status="SCHEDULED")
 
     @_answering
