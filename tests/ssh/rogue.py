@@ -49,7 +49,7 @@ def rogue_host() -> Iterator[Rogue]:
             transport = paramiko.Transport(sock)
             transport.add_server_key(key)
             transports.append(transport)
-            with contextlib.suppress(paramiko.SSHException, EOFError):
+            with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
                 transport.start_server(server=_Interface(rogue.heard))
 
     thread = threading.Thread(target=serve)
