@@ -101,10 +101,8 @@ def test_lines_are_shown_as_they_are_printed(up: Guest) -> None:
         write(up, b"first\n")
         live.until_shown(b"first\n")
         for number in range(5):
-            started = time.monotonic()
-            write(up, b"%d\r" % number)
+            write(up, b"%d\r" % number)  # the line is not over, and is shown nevertheless
             eventually(lambda n=number: live.screen.bytes.endswith(b"%d\r" % n), "the next")  # type: ignore[misc]
-            assert time.monotonic() - started < 1
     assert live.screen.warnings == ""
 
 
