@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import resource
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from record import Figures, Say
 
 from gce_backend.agent.paths import RunPaths
 from gce_backend.emulator import Emulator
+from gce_backend.emulator.ports import free_port
 from gce_backend.storage import Storage
 from gce_backend.sync import JournalApplier
 
@@ -50,9 +50,7 @@ def line(run_id: str, number: int) -> dict[str, object]:
 
 @contextmanager
 def server(file: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     process = subprocess.Popen(
         [*command, "--backend-store-uri", f"sqlite:///{file}"],

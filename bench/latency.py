@@ -10,7 +10,6 @@ store are looked at 20 times a second. Goals: 5 s to the bucket, 2 s to the stor
 import argparse
 import json
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from mlflow.tracking import MlflowClient
 from record import Figures, Say
 
 from gce_backend.emulator import Emulator
+from gce_backend.emulator.ports import free_port
 from gce_backend.storage import Storage
 
 PAUSE = 0.05
@@ -85,9 +85,7 @@ def points(body: dict[str, object]) -> list[dict[str, float]]:
 
 
 def serve(file: Path, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     process = subprocess.Popen(
         [*command, "--backend-store-uri", f"sqlite:///{file}"],

@@ -27,6 +27,7 @@ from pathlib import Path
 from record import Figures
 
 from gce_backend.emulator import Emulator
+from gce_backend.emulator.ports import free_port
 
 ONE_WAY_SECONDS = 0.025
 MLFLOW = [sys.executable, "-m", "mlflow"]
@@ -96,9 +97,7 @@ def address_of_this_machine() -> str:
 
 
 def start_server(directory: Path) -> tuple[subprocess.Popen[bytes], int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     command = [*MLFLOW, "server", "--workers", "1", "--allowed-hosts", "*", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{directory / 'mlflow.db'}"]
     environ = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

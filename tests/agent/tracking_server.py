@@ -23,8 +23,9 @@ from mlflow.utils.proto_json_utils import message_to_json
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from gce_backend.agent.paths import RunPaths
+from gce_backend.emulator.ports import free_port
 
-from .cloud import free_port, wait_for
+from .cloud import wait_for
 from .instance import TestInstance
 
 # What the client would have left on the run.

@@ -10,7 +10,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+
+from gce_backend.emulator.ports import free_port
 
 CHECKOUT = Path(__file__).parents[2]
 PROJECT = ("train.py", "settings.py", "mnist.py", "report.py", "MLproject", "python_env.yaml")
@@ -76,8 +77,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     subprocess.run(
         [*inside, "--", "bash", "-ec", TRAININGS], cwd=home, env=environ, check=True, timeout=450
     )
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     # As the Makefile has it, with this Python's environment in the place of its own.
     words = [f"VENV={sys.prefix}", f"PORT={port}", "-o", f"{sys.prefix}/.installed"]
     server = subprocess.Popen(

@@ -16,6 +16,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from gce_backend.emulator.ports import free_port
+
 _START_SECONDS = 150
 
 
@@ -160,12 +162,6 @@ def address_of_this_machine() -> str:
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _until_healthy(process: subprocess.Popen[bytes], port: int) -> None:

@@ -2,11 +2,12 @@
 
 import json
 import shutil
-import socket
 import subprocess
 
 import pytest
 from conftest import PROJECTS, wait_until
+
+from gce_backend.emulator.ports import free_port
 
 pytestmark = pytest.mark.rotating(one_in=2)
 
@@ -64,9 +65,7 @@ def git_server(tmp_path):
     )
     git(repository, "commit", "-q", "-a", "-m", "two")
     git(repository, "checkout", "-q", "main")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     served = [f"--base-path={repository.parent}", str(repository.parent)]
     daemon = subprocess.Popen(
         ["git", "daemon", "--export-all", "--listen=127.0.0.1", f"--port={port}", *served]

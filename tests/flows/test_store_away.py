@@ -2,12 +2,13 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 import urllib.request
 
 import pytest
 from conftest import MLFLOW, PROJECTS, wait_until
+
+from gce_backend.emulator.ports import free_port
 
 pytestmark = pytest.mark.rotating(one_in=3)
 
@@ -20,9 +21,7 @@ class Server:
     def __init__(self, cloud, database):
         self._cloud = cloud
         self._database = database
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
 
     def start(self):
@@ -45,6 +44,7 @@ class Server:
         self._process.wait()
 
     def _answers(self):
+        assert self._process.poll() is None, "mlflow server ended"
         try:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
                 return answer.status == 200
