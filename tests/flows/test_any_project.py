@@ -72,7 +72,7 @@ def git_server(tmp_path):
     )
     uri = f"git://127.0.0.1:{port}/plain"
     try:
-        wait_until(lambda: subprocess.run(["git", "ls-remote", uri]).returncode == 0, seconds=10)
+        wait_until(lambda: subprocess.run(["git", "ls-remote", uri]).returncode == 0, seconds=30)
         yield uri
     finally:
         # The daemon's children are sessions of single requests; none is open any more.

@@ -79,7 +79,7 @@ def test_a_detached_run_goes_on_and_can_be_stopped(cloud, number):
 
 def test_a_second_ctrl_c_leaves_without_waiting_and_the_cancel_goes_on(cloud):
     """The trainer ignores SIGTERM, so that the first Ctrl-C takes its time."""
-    following = cloud.start_run(PLAIN, "-e", "stubborn", *LONG, "-P", "gce.grace_seconds=12")
+    following = cloud.start_run(PLAIN, "-e", "stubborn", *LONG, "-P", "gce.grace_seconds=25")
     following.wait_for("step 2 of")
     # Neither way of cancelling is through yet when the second signal comes.
     cloud.emulator.inject(Fault("unavailable", "instances.setMetadata"))
@@ -91,10 +91,12 @@ def test_a_second_ctrl_c_leaves_without_waiting_and_the_cancel_goes_on(cloud):
     following.wait_for("cancelling")
     following.send(signal.SIGINT)
 
-    assert following.end(seconds=10) == 130, following.text
+    assert following.end(seconds=20) == 130, following.text
     run_id = cloud.only_run().info.run_id
     assert f"mlflow-gce attach {run_id}" in following.text
-    wait_until(lambda: cloud.emulator.instances() == [], what="the instance's own deletion")
+    wait_until(
+        lambda: cloud.emulator.instances() == [], seconds=120, what="the instance's own deletion"
+    )
     code, output = cloud.mlflow_gce("sync", run_id)
     assert code == 0, output
     assert cloud.only_run().info.status == "KILLED"
@@ -112,7 +114,7 @@ def test_leaving_a_cancel_that_reached_nobody_says_so_and_what_to_do(cloud):
     following.wait_for("cancelling")
     following.send(signal.SIGINT)
 
-    assert following.end(seconds=10) == 130, following.text
+    assert following.end(seconds=30) == 130, following.text
     run_id = cloud.only_run().info.run_id
     assert "did not get through" in following.text
     assert f"mlflow-gce stop {run_id}" in following.text

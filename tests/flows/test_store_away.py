@@ -66,7 +66,7 @@ def test_metrics_appear_at_the_client_while_training_runs(cloud, server):
     following.wait_for("step 2 of")
 
     run_id = cloud.only_run().info.run_id
-    wait_until(lambda: "loss" in cloud.client.get_run(run_id).data.metrics, seconds=8)
+    wait_until(lambda: "loss" in cloud.client.get_run(run_id).data.metrics, seconds=30)
     assert cloud.client.get_run(run_id).info.status == "RUNNING"
     assert cloud.emulator.instances() != []
 
