@@ -11,13 +11,14 @@ import pytest
 from .conftest import CHECKOUT
 from .test_sweeps import runs, table
 
+PROJECT = ("train.py", "settings.py", "mnist.py", "report.py", "MLproject", "python_env.yaml")
 pytestmark = [pytest.mark.flow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 def test_twelve_jobs_compare_under_one_parent(cloud: Any) -> None:
     project = cloud.directory / "project"
     project.mkdir()
-    for name in ("train.py", "mnist.py", "MLproject", "python_env.yaml"):
+    for name in PROJECT:
         shutil.copy(CHECKOUT / name, project)
     shutil.copytree(CHECKOUT / "conf", project / "conf")
     cloud.directory = project

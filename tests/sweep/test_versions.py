@@ -12,7 +12,12 @@ import pytest
 from .test_sweeps import PROGRAM, runs
 from .venvs import CHECKOUT, make_venv
 
-pytestmark = [pytest.mark.flow, pytest.mark.long, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.flow,
+    pytest.mark.long,
+    pytest.mark.timeout(3600),
+    pytest.mark.xdist_group("versions"),  # one after another: each keeps a machine busy
+]
 
 #: The oldest that is supported, the newest, and the next one.
 VERSIONS = [
