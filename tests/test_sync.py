@@ -7,13 +7,11 @@ import os
 import random
 import resource
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,11 +20,11 @@ from typing import Any
 
 import pytest
 from journals import PREFIX, Record, SyncedRun, export, make_run, recording
+from mlflow_server import MlflowServer
 
 from gce_backend.agent.records import APPLIED_TAG, ID_TAG, OF_TAG
 from gce_backend.agent.refusals import DIRECTORY, REFUSED_TAG
 from gce_backend.batch import COLLECTED
-from gce_backend.emulator.ports import free_port
 from gce_backend.errors import TrackingError
 from gce_backend.provisional import ProvisionalIds
 from gce_backend.replay import Replay
@@ -701,7 +699,7 @@ def test_experiment_tags_are_applied(run: SyncedRun) -> None:
 @pytest.mark.rotating(one_in=3)  # half a minute each, of which a usual run has one
 @pytest.mark.parametrize("kind", ["sqlite file", pytest.param("server", marks=pytest.mark.long)])
 def test_100_000_points_are_applied_with_bounded_memory(run: SyncedRun, kind: str) -> None:
-    server = _MlflowServer(run)
+    server = MlflowServer(run.database.parent, run.uri)
     if kind == "server":
         server.start()
     try:
@@ -836,44 +834,6 @@ def test_messages_name_the_store_without_its_password(uri: str, expected: str) -
 # ---------------------------------------------------------------------- a real server
 
 
-class _MlflowServer:
-    """`mlflow server` on loopback, which can be killed and started again."""
-
-    def __init__(self, run: SyncedRun) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        self._command += ["--backend-store-uri", run.uri, "--port", str(self.port)]
-        self._directory = run.database.parent
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            self._command,
-            cwd=self._directory,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        end = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                    return
-            except OSError:
-                assert self._process.poll() is None, "mlflow server ended"
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.mark.rotating(one_in=3)
 def test_a_server_killed_in_the_middle_gets_everything_once_it_is_back(
     training: Training, trained: SyncedRun
@@ -883,7 +843,7 @@ def test_a_server_killed_in_the_middle_gets_everything_once_it_is_back(
     for first in range(0, points, 1000):
         records = [metric(trained, "extra", i / 3, i) for i in range(first, first + 1000)]
         last = trained.put_journal(records, segment=1000, first=last + 1)
-    server = _MlflowServer(trained)
+    server = MlflowServer(trained.database.parent, trained.uri)
     sync = applier(trained, server.url)
     failures: list[TrackingError] = []
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import urllib.request
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +15,11 @@ import pytest
 from mlflow.server import handlers
 from mlflow.tracking import MlflowClient
 from mlflow.utils.proto_json_utils import message_to_json
+from mlflow_server import MlflowServer
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from gce_backend.agent.paths import RunPaths
-from gce_backend.emulator.ports import free_port
 
-from .cloud import wait_for
 from .instance import TestInstance
 
 # What the client would have left on the run.
@@ -70,31 +64,16 @@ class TrackingServer(Store):
 
     def __init__(self, directory: Path, empty: Path) -> None:
         super().__init__(directory, empty)
-        self.url = f"http://127.0.0.1:{free_port()}"
-        port = self.url.rpartition(":")[2]
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
-                *("--backend-store-uri", self.uri, "--port", port, "--allowed-hosts", "*"),
-            ],
-            cwd=directory,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        wait_for(self._answers, "mlflow server answers", seconds=120)
+        self._server = MlflowServer(directory, self.uri)
+        self.url = self._server.url
+        try:
+            self._server.start()
+        except BaseException:
+            self._server.kill()
+            raise
 
     def stop(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                return True
-        except OSError:
-            return False
+        self._server.kill()
 
 
 @dataclass

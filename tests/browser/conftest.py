@@ -23,11 +23,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+from trainer_copy import CHECKOUT, copy_trainer
 
 from gce_backend.emulator.ports import free_port
 
-CHECKOUT = Path(__file__).parents[2]
-PROJECT = ("train.py", "settings.py", "mnist.py", "report.py", "MLproject", "python_env.yaml")
 EPOCHS = 6
 SETTINGS = f"data=digits trainer.batch_size=32 trainer.epochs={EPOCHS}"
 TRAININGS = f"""
@@ -101,9 +100,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
 
 def _prepared(home: Path) -> dict[str, str]:
     """The project's training side in ``home``, and the environment of a user without settings."""
-    for name in PROJECT:
-        shutil.copy(CHECKOUT / name, home)
-    shutil.copytree(CHECKOUT / "conf", home / "conf")
+    copy_trainer(home)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "GOOGLE_"))}
     return {
         **kept,

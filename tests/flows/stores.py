@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from mlflow_server import MlflowServer
 
 from gce_backend.emulator.ports import free_port
 
@@ -100,22 +98,12 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 @contextlib.contextmanager
 def mlflow_server(directory: Path, backend_store_uri: str) -> Iterator[tuple[str, int]]:
     """A real `mlflow server`; yields its address."""
-    port = free_port()
-    options = ["--backend-store-uri", backend_store_uri, "--port", str(port), "--workers", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options, "--allowed-hosts", "*"],
-        cwd=directory,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    server = MlflowServer(directory, backend_store_uri)
     try:
-        _until_healthy(process, port)
-        yield "127.0.0.1", port
+        server.start(_START_SECONDS)
+        yield "127.0.0.1", server.port
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        server.kill()
 
 
 def postgres_binaries() -> Path | None:
@@ -162,16 +150,3 @@ def address_of_this_machine() -> str:
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()
-
-
-def _until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except OSError:
-            assert process.poll() is None, "mlflow server ended"
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)

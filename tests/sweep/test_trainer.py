@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from typing import Any
 
 import pytest
+from trainer_copy import copy_trainer
 
-from .conftest import CHECKOUT
 from .test_sweeps import runs, table
 
-PROJECT = ("train.py", "settings.py", "mnist.py", "report.py", "MLproject", "python_env.yaml")
 pytestmark = [pytest.mark.flow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 def test_twelve_jobs_compare_under_one_parent(cloud: Any) -> None:
     project = cloud.directory / "project"
     project.mkdir()
-    for name in PROJECT:
-        shutil.copy(CHECKOUT / name, project)
-    shutil.copytree(CHECKOUT / "conf", project / "conf")
+    copy_trainer(project)
     cloud.directory = project
     words = ["optimizer.lr=0.3,0.1,0.03", "model=cnn,mlp", "machine=n1-standard-2,n1-standard-4"]
     words += ["data=digits", "trainer.epochs=1", "gce.max_parallel=4"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -34,16 +37,22 @@ def test_hydras_suites_pass(tmp_path: Path, packages: list[str]) -> None:
     options = ["-q", "--whole", "-o", f"cache_dir={tmp_path / 'cache'}"]
     options += [f"--basetemp={tmp_path / 'base'}"]
 
-    done = subprocess.run(
+    suite = subprocess.Popen(
         [str(python), "-m", "pytest", *options, str(suites)],
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=3000,
+        start_new_session=True,
     )
+    try:
+        output, _ = suite.communicate(timeout=3000)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(suite.pid, signal.SIGKILL)  # its sweeps too, where time ran out
+        suite.wait()
 
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert suite.returncode == 0, output[-5000:]
 
 
 @pytest.fixture(scope="module")

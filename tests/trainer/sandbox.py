@@ -1,7 +1,6 @@
 """train.py as a user starts it: a process of its own, in a directory that is thrown away."""
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,10 +8,8 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
+from trainer_copy import copy_trainer
 
-CHECKOUT = Path(__file__).parents[2]
-CODE = ("train.py", "settings.py", "mnist.py", "report.py")
-PROJECT = ("MLproject", "python_env.yaml", *CODE, "conf")
 FAST = ("data=digits", "model=mlp")
 
 
@@ -24,10 +21,7 @@ class Sandbox:
 
     @classmethod
     def make(cls, directory: Path) -> "Sandbox":
-        for name in PROJECT:
-            source = CHECKOUT / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, directory / name)
+        copy_trainer(directory)
         return cls(directory)
 
     @property

@@ -5,7 +5,8 @@ import shlex
 import mlflow
 import pytest
 import torch
-from sandbox import CHECKOUT, Sandbox
+from sandbox import Sandbox
+from trainer_copy import CHECKOUT
 
 pytestmark = [
     pytest.mark.flow,
