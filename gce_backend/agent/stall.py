@@ -57,7 +57,8 @@ class StallWatch:
                 used.popleft()
             if sign != last_sign:
                 last_sign, last_change = sign, now
-            is_busy = cpu - used[0][1] > _BUSY_SHARE * self._window
+            # Less than before is a sign too: a process has ended, and took its share along.
+            is_busy = abs(cpu - used[0][1]) > _BUSY_SHARE * self._window
             watched = now - used[0][0] >= self._window
             stalled = watched and not is_busy and now - last_change >= self._window
             if stalled != told:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
+
+from gce_backend.agent.stall import StallWatch
 
 from .cloud import wait_for
 from .instance import TestInstance
@@ -55,3 +58,23 @@ def test_one_that_computes_or_prints_is_alive(instance: TestInstance, life: str)
 
     assert instance.status["end_reason"] == "succeeded"
     assert tags(instance) == []
+
+
+def test_a_trainer_that_has_just_ended_is_not_a_stalled_one() -> None:
+    """Its processes' CPU time leaves with them, a moment before the watch is told to stop."""
+    asked, over, told = 0, threading.Event(), list[float | None]()
+
+    def cpu_seconds() -> float:
+        nonlocal asked
+        asked += 1
+        if asked > 30:  # one window and a half: it has computed, and is gone
+            over.wait(10)
+        return float(asked) if asked < 28 else 0.0
+
+    watch = StallWatch(lambda: 0, cpu_seconds, 0.2, told.append)
+    watch.start()
+    wait_for(lambda: asked > 30, "it has looked after the trainer's end")
+    over.set()
+    watch.stop()
+
+    assert told == []
