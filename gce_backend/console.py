@@ -49,6 +49,9 @@ class Console:
     def warn(self, text: str) -> None:
         with contextlib.suppress(OSError), self._lock:
             self._fresh_line()
+            # A warning may quote anything; stderr of its own accord escapes what it cannot print.
+            encoding = self._err.encoding or "utf-8"
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
             print(f"mlflow-gce: {text}", file=self._err, flush=True)
 
     def log(self, piece: bytes) -> None:

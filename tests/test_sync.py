@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from mlflow_server import MlflowServer
 from gce_backend.agent.records import APPLIED_TAG, ID_TAG, OF_TAG
 from gce_backend.agent.refusals import DIRECTORY, REFUSED_TAG
 from gce_backend.batch import COLLECTED
+from gce_backend.console import Console
 from gce_backend.errors import TrackingError
 from gce_backend.provisional import ProvisionalIds
 from gce_backend.replay import Replay
@@ -508,6 +510,34 @@ def test_what_the_store_refuses_is_set_aside_and_shown_and_stops_nothing(run: Sy
     account = json.loads(data.tags[REFUSED_TAG])
     assert account["count"] == 10
     assert [entry["record"] for entry in account["first"]] == [3, 4, 5]
+    assert applier(run).apply_new() == 0
+
+
+def test_half_a_character_in_a_record_stops_nothing(run: SyncedRun) -> None:
+    """No JSON parser minds an unpaired surrogate, and no database takes one."""
+    records = [
+        record(run, "runs/set-tag", {"key": "half", "value": "\ud800"}),
+        record(run, "runs/log-parameter", {"key": "p", "value": "\ud83d" * 9000}),
+        record(run, "runs/\udfff", {}),
+        metric(run, "a", 2.0, 2),
+    ]
+    for seq, one in enumerate(records, 1):
+        one["seq"] = seq
+    run.put_journal(records)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    sync = JournalApplier(
+        run.storage,
+        run.paths,
+        tracking_uri=run.uri,
+        run_id=run.run_id,
+        warn=Console(err=shown).warn,
+    )
+
+    assert sync.apply_new() == len(records)
+
+    data = client(run).get_run(run.run_id).data
+    assert data.metrics == {"a": 2.0}
+    assert json.loads(data.tags[REFUSED_TAG])["count"] == 3
     assert applier(run).apply_new() == 0
 
 

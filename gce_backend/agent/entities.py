@@ -40,6 +40,7 @@ class MetricHistory:
                 self._values[index], value
             ):
                 return
+        array("q", (timestamp, step))  # OverflowError before any of the three has grown
         self._values.append(value)
         self._timestamps.append(timestamp)
         self._steps.append(step)

@@ -17,6 +17,7 @@ REFUSED_TAG = "gce.journal.refused"
 DIRECTORY = "gce-refused"
 
 _REASONS_TAGGED = 3
+_TAG_CHARACTERS = 5000  # what every store takes; cut by the store it would be no JSON any more
 _RECORD_CHARACTERS = 4000
 
 
@@ -30,10 +31,11 @@ def account(before: str | None, new: Iterable[Refusal]) -> str:
     for refusal in new:
         total["count"] += refusal.count
         if len(total["first"]) < _REASONS_TAGGED:
-            total["first"].append(
-                {"record": refusal.seq, "what": refusal.what[:200], "reason": refusal.reason[:300]}
-            )
-    return json.dumps(total, ensure_ascii=False)  # a tag holds 5000 characters
+            what, reason = _encodable(refusal.what[:200]), _encodable(refusal.reason[:300])
+            total["first"].append({"record": refusal.seq, "what": what, "reason": reason})
+    while len(text := json.dumps(total, ensure_ascii=False)) > _TAG_CHARACTERS:
+        total["first"].pop()
+    return text
 
 
 def artifact(
@@ -55,5 +57,10 @@ def artifact(
         }
         for refusal in new
     ]
-    content = json.dumps(entries, indent=1, ensure_ascii=False).encode()
+    content = _encodable(json.dumps(entries, indent=1, ensure_ascii=False)).encode()
     return f"{DIRECTORY}/{segment:06d}.json", content
+
+
+def _encodable(text: str) -> str:
+    """Without half characters: JSON may hold unpaired surrogates, UTF-8 and databases may not."""
+    return text.encode(errors="replace").decode()

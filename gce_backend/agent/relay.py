@@ -226,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if raw.strip():
             try:
-                body.update(json.loads(self.locations.for_store(raw)))
+                body.update(_parse(self.locations.for_store(raw)))
             except (ValueError, TypeError) as error:
                 raise invalid(
                     f"{path}: the request's body is not a JSON object: {error}"
@@ -296,3 +296,12 @@ class _Handler(BaseHTTPRequestHandler):
             + "\r\n"
         )
         self.wfile.write(head.encode() + data)
+
+
+def _parse(raw: bytes) -> Any:
+    """JSON whose strings are text. Escaped or not, it may hold half of a surrogate pair, which
+    Python takes and which nothing that stores or sends UTF-8 does: UnicodeEncodeError."""
+    value = json.loads(raw)
+    if b"\\u" in raw or b"\xed" in raw:  # surrogates in UTF-8 begin with it
+        json.dumps(value, ensure_ascii=False).encode()
+    return value

@@ -18,6 +18,8 @@ class Repeats:
         self._run_id = run_id
         # What trainers before this one logged: by metric and step, the time and the value.
         self._earlier: dict[str, dict[int, tuple[int, float]]] = {}
+        # Of these there is one point, at step 0: the first step, or one of a metric without steps.
+        self._maybe_without_steps: set[str] = set()
         self.own: frozenset[str] = frozenset()  # metrics that the agent logs itself
 
     def remember(self, run: Run) -> None:
@@ -28,6 +30,9 @@ class Repeats:
         """
         for key, history in run.metrics.items():
             self._earlier[key] = history.single_steps()
+            self._maybe_without_steps.discard(key)
+            if len(history) == 1 and 0 in self._earlier[key]:
+                self._maybe_without_steps.add(key)
 
     def without(self, run: Run, points: list[Json]) -> list[Json]:
         """The points that are new. Of a model's metrics (``model_id``) all are: they tie a point
@@ -43,6 +48,8 @@ class Repeats:
         earlier = self._earlier.get(key, {})
         if step not in earlier:
             return False
-        if earlier[step] != (int(point.get("timestamp") or 0), to_float(point["value"])):
-            del earlier[step]  # once: what comes for this step after that is something else
-        return True
+        known, given = earlier[step], (int(point.get("timestamp") or 0), to_float(point["value"]))
+        if given == known:
+            return True
+        del earlier[step]  # once: what comes for this step after that is something else
+        return key not in self._maybe_without_steps or given[1] == known[1]

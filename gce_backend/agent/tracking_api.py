@@ -105,7 +105,7 @@ class TrackingApi:
 
     def _set_experiment_tag(self, body: Json) -> Json:
         self._get_experiment(body)
-        validation.check_tag(body)
+        validation.check_experiment_tag(body)
         return self._write("experiments/set-experiment-tag", body)
 
     def _other_experiment(self, what: str) -> RelayError:
@@ -182,6 +182,8 @@ class TrackingApi:
         run = self._run(body)
         metrics, params, tags = (list(body.get(k) or ()) for k in ("metrics", "params", "tags"))
         validation.check_batch_limits(metrics, params, tags)
+        params = [validation.cut(param, validation.MAX_PARAM_VALUE) for param in params]
+        tags = [validation.cut(tag, validation.MAX_TAG_VALUE) for tag in tags]
         errors: list[RelayError] = []
         good: Json = {
             "metrics": _passing(metrics, validation.check_metric, errors),
@@ -211,6 +213,7 @@ class TrackingApi:
 
     def _log_parameter(self, body: Json) -> Json:
         run = self._run(body)
+        body = validation.cut(body, validation.MAX_PARAM_VALUE)
         self._check_param(run, body)
         if body["key"] in run.params:
             return {}
@@ -226,7 +229,7 @@ class TrackingApi:
     def _set_tag(self, body: Json) -> Json:
         self._run(body)
         validation.check_tag(body)
-        return self._write("runs/set-tag", body)
+        return self._write("runs/set-tag", validation.cut(body, validation.MAX_TAG_VALUE))
 
     def _delete_tag(self, body: Json) -> Json:
         run = self._run(body)

@@ -53,8 +53,9 @@ class TrackingState:
     # -- changing -----------------------------------------------------------------------------
 
     def apply(self, record: Json) -> None:
-        """Apply a journal record. One of an unknown kind, or for an unknown run, is skipped:
-        it is for the store to judge."""
+        """Apply a journal record. One of an unknown kind, for an unknown run, or with a body that
+        makes no sense is skipped: it is for the store to judge, and an agent that starts again
+        must get past it."""
         path, body = str(record["path"]), record.get("body") or {}
         try:
             if path == "runs/create":
@@ -69,7 +70,7 @@ class TrackingState:
                 tags = self.experiment.setdefault("tags", [])
                 tags[:] = [tag for tag in tags if tag["key"] != body["key"]]
                 tags.append({"key": body["key"], "value": body.get("value", "")})
-        except RelayError:
+        except (RelayError, LookupError, TypeError, ValueError, AttributeError, OverflowError):
             return
 
     def _log_batch(self, run: Run, body: Json) -> None:

@@ -18,10 +18,12 @@ from .errors import invalid
 MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
+MAX_EXPERIMENT_TAG_VALUE = 20000
 MAX_METRICS_PER_BATCH = 1000
 MAX_PARAMS_PER_BATCH = 100
 MAX_TAGS_PER_BATCH = 100
 MAX_ENTITIES_PER_BATCH = 1000
+_INT64 = 2**63
 _NAME = re.compile(r"^[/\w.\- :]*$")
 
 
@@ -49,24 +51,38 @@ def check_metric(point: Json) -> None:
     _check_name(point.get("key"), "metric")
     try:
         to_float(point["value"])
-        int(point.get("timestamp", 0))
-        int(point.get("step", 0))
-    except (KeyError, TypeError, ValueError) as error:
+        timestamp, step = int(point.get("timestamp", 0)), int(point.get("step", 0))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise invalid(
             f"Got invalid value {point.get('value')} for metric '{point.get('key')}' "
             f"(timestamp={point.get('timestamp')}). Please specify value as a valid double (64-bit "
             "floating point)"
         ) from error
+    if not (0 <= timestamp < _INT64 and -_INT64 <= step < _INT64):
+        raise invalid(
+            f"Got timestamp={timestamp}, step={step} for metric '{point['key']}'. A timestamp is a "
+            "nonnegative 64-bit integer, in milliseconds; a step is a 64-bit integer"
+        )
 
 
 def check_param(param: Json) -> None:
     _check_name(param.get("key"), "param")
-    _check_length("Param value", param.get("value", ""), MAX_PARAM_VALUE)
 
 
 def check_tag(tag: Json) -> None:
     _check_name(tag.get("key"), "tag")
-    _check_length("Tag value", tag.get("value", ""), MAX_TAG_VALUE)
+
+
+def check_experiment_tag(tag: Json) -> None:
+    check_tag(tag)
+    _check_length("Tag value", tag.get("value", ""), MAX_EXPERIMENT_TAG_VALUE)
+
+
+def cut(item: Json, limit: int) -> Json:
+    """The parameter or tag with its value as the store keeps it: the first ``limit`` characters
+    (MLFLOW_TRUNCATE_LONG_VALUES is true unless the store's owner says otherwise)."""
+    value = item.get("value")
+    return {**item, "value": value[:limit]} if isinstance(value, str) else item
 
 
 def same_param(stored: str, new: str) -> bool:

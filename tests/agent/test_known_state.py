@@ -111,11 +111,22 @@ def test_children_and_models_come_back_from_the_journal() -> None:
 
 def test_records_that_make_no_sense_are_left_to_the_store() -> None:
     state = known(
+        write("runs/log-metric", key="loss", value=1.0, timestamp=1, step=2**63),
+        write("runs/log-batch", metrics=[{"key": "loss", "value": "much"}]),
+        write("runs/log-batch", params=["epochs"]),
+        write("runs/outputs", models=[{"step": 1}]),
+        write("runs/log-model", model_json="no JSON"),
+        {"path": "logged-models", "body": {"name": "one without an id"}},
+        write("runs/log-metric", key="loss", value=2.0, timestamp=2, step=2),
         {"path": "runs/set-tag", "body": {"run_id": "unknown", "key": "a", "value": "b"}},
         {"path": "something/new", "body": {}},
     )
 
     assert list(state.runs) == ["r1"]
+    points = [
+        (point["step"], point["value"]) for point in state.main.metrics["loss"].points("loss")
+    ]
+    assert points == [(1, 2.0), (2, 2.0)]
 
 
 @pytest.mark.parametrize(

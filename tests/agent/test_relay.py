@@ -120,6 +120,58 @@ def test_one_bad_parameter_does_not_take_the_batch_with_it(client: Client, tmp_p
     assert len(record["body"]["metrics"]) == 1
 
 
+def test_long_values_are_cut_as_the_store_cuts_them(client: Client, tmp_path: Path) -> None:
+    long = {"params": 6000 * "p" + "…", "tags": 8000 * "t" + "…"}
+    assert client.write("runs/log-parameter", key="one", value=long["params"])[0] == 200
+    assert client.write("runs/set-tag", key="one", value=long["tags"])[0] == 200
+    batch = {kind: [{"key": "two", "value": value}] for kind, value in long.items()}
+    for _ in range(2):  # again: it says what is there
+        assert client.write("runs/log-batch", **batch)[0] == 200
+
+    data = client.run()["data"]
+    params = {item["key"]: item["value"] for item in data["params"]}
+    tags = {item["key"]: item["value"] for item in data["tags"]}
+    assert params["one"] == params["two"] == 6000 * "p"
+    assert tags["one"] == tags["two"] == 8000 * "t"
+    assert "…" not in (tmp_path / "state" / "journal.jsonl").read_bytes().decode("unicode-escape")
+
+
+@pytest.mark.parametrize("spelling", [b'"\\ud800"', b'"\xed\xa0\x80"', b'"\\uD83D and no more"'])
+def test_half_a_character_is_refused(client: Client, tmp_path: Path, spelling: bytes) -> None:
+    body = b'{"run_id": "%s", "key": "k", "value": %s}' % (RUN_ID.encode(), spelling)
+
+    status, answer = client.raw("POST", API + "runs/set-tag", body)
+
+    assert (status, json.loads(answer)["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert b"surrogate" in answer
+    whole = f'{{"run_id": "{RUN_ID}", "key": "k", "value": "\\ud83d\\ude00 \xed\ud55c"}}'
+    assert client.raw("POST", API + "runs/set-tag", whole.encode())[0] == 200
+    (record,) = journal(tmp_path)
+    assert record["body"]["value"] == "\U0001f600 \xed\ud55c"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step": 2**63},
+        {"step": "-9223372036854775809"},
+        {"timestamp": 2**63},
+        {"timestamp": -1},
+        {"step": float("inf")},
+    ],
+)
+def test_steps_and_times_beyond_the_stores_integers_are_refused(
+    client: Client, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    point = {"key": "loss", "value": 1.0, "timestamp": 1, "step": 1}
+    status, answer = client.write("runs/log-metric", **{**point, **wrong})
+
+    assert (status, answer["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert client.write("runs/log-batch", metrics=[{**point, **wrong}, point])[0] == 400
+    (record,) = journal(tmp_path)
+    assert record["body"]["metrics"] == [point]
+
+
 def test_a_parameter_logged_again_leaves_no_record(client: Client, tmp_path: Path) -> None:
     assert client.write("runs/log-parameter", key="epochs", value="1")[0] == 200
     assert client.write("runs/log-batch", params=[{"key": "note", "value": "a b"}])[0] == 200

@@ -40,6 +40,21 @@ def test_metrics_without_steps_go_on() -> None:
     assert len(repeats.without(run, [point("seen", 0, 2, 30), point("seen", 0, 3, 40)])) == 2
 
 
+def test_a_metric_without_steps_that_was_logged_once_goes_on() -> None:
+    run, repeats = a_run(point("best", 0, 0.90, 10))
+
+    better = point("best", 0, 0.95, 30)
+    assert repeats.without(run, [better]) == [better]
+
+
+def test_the_first_step_done_again_is_not_logged_again_where_it_says_the_same() -> None:
+    run, repeats = a_run(point("loss", 0, 0.5, 10))
+
+    again = point("loss", 0, 0.5, 99)
+    assert repeats.without(run, [again]) == []
+    assert repeats.without(run, [again]) == [again]  # the second is something else
+
+
 def test_other_metrics_other_runs_and_a_models_metrics_are_let_through() -> None:
     run, repeats = a_run(point("loss", 1, 0.5, 10))
     child = Run.from_json({"info": {"run_id": "2"}})
