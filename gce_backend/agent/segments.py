@@ -103,6 +103,7 @@ class Segments:
             return False
         self.first = self.first or self._first_free()
         self._ends.append(end)
+        self._sync()
         self._save()
         return True
 
@@ -144,6 +145,15 @@ class Segments:
                 break
             self.stored.append(item)
         self._begun_before_restart = False
+
+    def _sync(self) -> None:
+        """The bytes first, then their number: after a power cut between the two other bytes would
+        follow, and the bucket takes none under a number that it has."""
+        descriptor = os.open(self.file, os.O_RDONLY)
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _save(self) -> None:
         write_atomically(

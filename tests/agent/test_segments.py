@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -101,6 +102,30 @@ def test_a_piece_begun_before_a_crash_is_sent_with_the_same_bytes(
 
     assert sender.bucket.get("log/000001") == b"one\n"
     assert sender.bucket.get("log/000002") == b"two\n"
+
+
+def test_a_piece_that_was_begun_survives_a_power_cut(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that fails takes along what the disk was not made to keep: were that bytes that
+    have a number, others could never be sent under it."""
+    kept: dict[int, int] = {}  # by inode: bytes that are on the disk
+
+    def sync(descriptor: int) -> None:
+        state = os.fstat(descriptor)
+        kept[state.st_ino] = state.st_size
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    sender.write(b"one\n")
+    sender.start().send_new(soon())
+    sender.write(b"lost\n")
+
+    os.truncate(sender.file, kept.get(sender.file.stat().st_ino, 0))
+    sender.write(b"written anew\n")
+    sender.start().send_new(soon())
+
+    assert sender.bucket.joined("log/") == b"one\nwritten anew\n"
 
 
 def test_a_lost_reply_counts_as_sent(sender: Sender, front: Front) -> None:
