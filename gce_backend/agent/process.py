@@ -23,9 +23,11 @@ from .stop import Stop
 from .users import Account
 
 # A trap (unlike an ignored signal) is not inherited: the command sees the signal, the shell
-# stays to write the exit code down. $1 is the command, $2 the directory for the notes.
+# stays to write the exit code down, after the note that there was a signal, which comes first:
+# bash runs a trap when the command has ended. $1 is the command, $2 the directory for the notes.
 _WRAPPER = r"""
-trap : TERM INT HUP QUIT USR1 USR2
+trap ': > "$2/signalled"' TERM INT HUP
+trap : QUIT USR1 USR2
 cat /proc/sys/kernel/random/boot_id /proc/$$/stat > "$2/process.tmp"
 mv "$2/process.tmp" "$2/process"
 bash -c "$1"
@@ -118,6 +120,15 @@ class Trainer:
         except (FileNotFoundError, ValueError):
             return None
 
+    @property
+    def may_be_taken_along(self) -> bool:
+        """Whether the trainer ended by a signal, or after one, that was not the agent's: a machine
+        that shuts down sends it to all, and a trainer may make any exit code of it."""
+        code = self.exit_code
+        if code is None or self.told:
+            return False
+        return code > 128 or (self._notes / "signalled").exists()
+
     def find(self) -> bool:
         """Whether a trainer of before a restart of the agent still runs, or has ended since."""
         if not (self._notes / "intent").exists():
@@ -127,8 +138,8 @@ class Trainer:
             if self._boot_changed():
                 return False
             time.sleep(_POLL_S)
-        if self.exit_code is not None and not (self._boot_changed() and self.exit_code > 128):
-            return True  # a signal's exit code from before a reboot is the shutdown's work
+        if self.exit_code is not None and not (self._boot_changed() and self.may_be_taken_along):
+            return True
         try:
             boot, stat = (self._notes / "process").read_text().splitlines()[:2]
         except (FileNotFoundError, ValueError):

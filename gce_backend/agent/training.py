@@ -93,7 +93,7 @@ class Training:
             else:
                 self._start(trainer, url)
             code = trainer.wait(self._stop, self._grace)
-            return code, trainer.told or self._taken_along(code)
+            return code, trainer.told or self._taken_along(trainer)
 
     @contextlib.contextmanager
     def _served(self, tracking: Tracking, trainer: Trainer) -> Iterator[str]:
@@ -110,10 +110,10 @@ class Training:
         grace = self._spec.grace_seconds
         return min(grace, NOTICE_GRACE_S) if self._stop.reason == PREEMPTED else grace
 
-    def _taken_along(self, code: int) -> str:
+    def _taken_along(self, trainer: Trainer) -> str:
         """Why a trainer ended that the agent did not tell to: the machine's own shutdown may have
         told it first, and then the end is none of the run."""
-        if code > 128:
+        if trainer.may_be_taken_along:
             time.sleep(_SHUTDOWN_S)
         if self._stop.reason != PREEMPTED and self._cloud.metadata.preempted():
             self._stop.set(PREEMPTED)

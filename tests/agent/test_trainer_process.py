@@ -101,6 +101,26 @@ def test_a_killed_shell_counts_as_killed(place: Path) -> None:
     log.close()
 
 
+@pytest.mark.parametrize("told", ["", "cancelled"])
+def test_an_end_by_the_machines_shutdown_is_told_from_one_that_the_agent_asked_for(
+    place: Path, told: str
+) -> None:
+    log = RunLog(place / "log")
+    trainer = Trainer(place / "notes", log)
+    trainer.start(launch(place, "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done"))
+    wait_for(lambda: "ready" in (place / "log").read_text(), "the trainer is ready")
+    if told:
+        (place / "notes" / "told").write_text(told)
+    os.killpg(int((place / "notes" / "process").read_text().split()[1]), signal.SIGTERM)
+    assert trainer.wait(Stop(), lambda: 1.0) == 0
+    assert Trainer(place / "notes", log).find(), "the machine has not been booted since"
+
+    (place / "notes" / "intent").write_text("the boot before this one")
+
+    assert Trainer(place / "notes", log).find() is bool(told)
+    log.close()
+
+
 def test_the_agents_lines_begin_on_a_line_of_their_own(place: Path) -> None:
     run(place, "printf 'no newline'")
     log = RunLog(place / "log")
