@@ -6,6 +6,7 @@ elsewhere for an emulator.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from .metadata import Identity, MetadataServer
 
 DEFAULT_URL = "https://compute.googleapis.com/compute/v1/"
 PERMISSION = "compute.instances.delete"
+_LOOK_S = 2.0
+_AGAIN_S = 60.0  # longer than an instance takes from the accepted deletion to its shutdown
 
 
 class Instance:
@@ -59,6 +62,27 @@ class Instance:
                     raise
 
         retrying(once, until)
+
+    def stay_until_gone(self, until: float, again_after: float = _AGAIN_S) -> None:
+        """Wait for the end after :meth:`delete_itself`: an accepted deletion can fail in its
+        operation, so that it is asked for again every ``again_after`` seconds.
+
+        Returns when Compute Engine knows no such instance any more, or at ``until`` (unix seconds).
+        """
+        asked = time.monotonic()
+        while time.time() < until and not self._is_gone():
+            time.sleep(min(_LOOK_S, again_after))
+            if time.monotonic() - asked >= again_after:
+                asked = time.monotonic()
+                with contextlib.suppress(CloudError):
+                    self.delete_itself(min(until, time.time() + again_after))
+
+    def _is_gone(self) -> bool:
+        try:
+            self._call("GET", self._path)
+        except CloudError as error:
+            return error.status == 404
+        return False
 
     def _call(self, method: str, path: str, body: bytes | None = None) -> Reply:
         headers = {"Authorization": f"Bearer {self._metadata.token()}"}

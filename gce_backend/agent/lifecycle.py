@@ -229,6 +229,8 @@ class Attempt:
         except CloudError as error:
             self._say_late(f"this instance could not delete itself: {error}; powering off")
             power_off(self._say_late)
+        else:
+            self._instance.stay_until_gone(self._spec.deadline)
 
     def _say_late(self, message: str) -> None:
         """After ``status.json`` the bucket's log is complete; this is for the serial console."""

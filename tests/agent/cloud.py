@@ -122,6 +122,7 @@ class ControlPlane:
         self.attributes: dict[str, str] = {}
         self.changed = threading.Condition()
         self.may_delete = True
+        self.deletions_that_fail = 0  # accepted, and without effect
         self.preempted = False
         self.token = "token-of-the-instance"
         self.calls: list[tuple[str, str]] = []
@@ -181,7 +182,11 @@ class ControlPlane:
 
     @property
     def deleted(self) -> bool:
-        return any(method == "DELETE" for method, _ in self.calls)
+        return self._deletions > 0
+
+    @property
+    def _deletions(self) -> int:
+        return sum(method == "DELETE" for method, _ in self.calls)
 
     def set_attribute(self, name: str, value: str) -> None:
         with self.changed:
@@ -209,6 +214,8 @@ class ControlPlane:
             return 200, json.dumps(json.loads(body) if self.may_delete else {})
         if method == "DELETE" and not self.may_delete:
             return 403, json.dumps({"error": {"message": "forbidden"}})
+        if method == "GET" and self._deletions > self.deletions_that_fail:
+            return 404, json.dumps({"error": {"message": "not found"}})
         return 200, json.dumps({"name": "operation-1"})
 
     def _secret(self, name: str) -> tuple[int, str]:

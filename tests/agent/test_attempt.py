@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from .cloud import md5_of, wait_for
+from gce_backend.agent.compute import Instance
+from gce_backend.agent.metadata import MetadataServer
+
+from .cloud import ControlPlane, md5_of, wait_for
 from .instance import TestInstance
 from .pythons import found
 from .trainers import DEAF, OBEDIENT, UPLOADING
@@ -85,6 +88,27 @@ def test_a_failed_run_leaves_what_its_directory_gained(instance: TestInstance) -
     root = f"{instance.artifacts}/workdir"
     assert instance.bucket.names(root) == [f"{root}/notes.txt", f"{root}/out/checkpoint"]
     assert instance.bucket.get(f"{root}/notes.txt") == b"changed\n"
+
+
+def test_names_that_are_no_text_are_saved_as_well(instance: TestInstance) -> None:
+    status = instance.run("echo 1 > $'half-\\xe4'; echo 2 > $'l\\xc3\\xa4ngs'; exit 1")
+
+    assert status["verified"] and instance.plane.deleted
+    root = f"{instance.artifacts}/workdir"
+    assert instance.bucket.names(root) == [f"{root}/half-\\xe4", f"{root}/längs"]
+
+
+def test_a_deletion_that_is_accepted_and_fails_is_asked_for_again(plane: ControlPlane) -> None:
+    plane.deletions_that_fail = 2
+    metadata = MetadataServer(plane.address)
+    compute = plane.environment["CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"]
+    one = Instance(metadata, metadata.identity(), compute)
+
+    one.delete_itself(time.time() + 60)
+    one.stay_until_gone(time.time() + 60, again_after=0.1)
+
+    assert [method for method, _ in plane.calls].count("DELETE") == 3
+    one.stay_until_gone(time.time() - 1)  # time is up
 
 
 def test_the_command_gets_its_variables_and_its_directory(instance: TestInstance) -> None:
