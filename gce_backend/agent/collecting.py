@@ -162,17 +162,16 @@ class Collector:
         limit = bundle.LEFTOVER_MAX_BYTES
         if reason == PREEMPTED:
             limit = bundle.PREEMPTED_MAX_BYTES
+        goes_on = reason == PREEMPTED  # the next attempt looks for them where they lay
         kept, left_out = bundle.leftovers(work, limit)
         for path in kept:
-            name = f"{root}/workdir/{path.relative_to(work).as_posix()}"
+            name = f"{root}/workdir/{_as_text(path, work)}"
             try:
-                results.spool.put_file(
-                    bucket, name, path, unless_known=True, link=reason == PREEMPTED
-                )
+                results.spool.put_file(bucket, name, path, unless_known=not goes_on, link=goes_on)
             except (OSError, RelayError) as error:
                 self._log.say(f"{path.name} of the working directory was not saved: {error}")
         if left_out:
-            names = ", ".join(path.relative_to(work).as_posix() for path in left_out[:5])
+            names = ", ".join(_as_text(path, work) for path in left_out[:5])
             self._log.say(
                 f"{len(left_out)} new files of the working directory were left out, more than "
                 f"{limit // 1024**2} MB in all: {names}"
@@ -218,6 +217,11 @@ class Collector:
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         bucket = self._results.spec.bucket
         retrying(lambda: self._storage.put(bucket, name, data, md5=md5), until)
+
+
+def _as_text(path: Path, root: Path) -> str:
+    """Relative to ``root``; what is no UTF-8 of it as \\xNN, since object names must be."""
+    return os.fsencode(path.relative_to(root)).decode(errors="backslashreplace")
 
 
 def _newest_first(root: Path, name: str) -> list[Path]:

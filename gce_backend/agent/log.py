@@ -23,11 +23,11 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """A line of the agent's, in the run's log and on stderr (the serial console)."""
-        line = f"{PREFIX}{message}\n"
+        line = f"{PREFIX}{message}\n".encode(errors="backslashreplace")  # names may be no UTF-8
         with self._lock:
-            start = "" if self._at_line_start() else "\n"
-            self._own_bytes += os.write(self.descriptor, f"{start}{line}".encode())
-        sys.stderr.write(line)
+            start = b"" if self._at_line_start() else b"\n"
+            self._own_bytes += os.write(self.descriptor, start + line)
+        sys.stderr.write(line.decode())
         sys.stderr.flush()
 
     @property

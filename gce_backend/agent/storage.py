@@ -86,7 +86,7 @@ class Storage:
             if error.status == 404:
                 return None
             raise
-        return _stored(bucket, json.loads(reply.body))
+        return _stored(bucket, _json(reply))
 
     def objects(self, bucket: str, prefix: str, *, start: str = "") -> Iterator[StoredObject]:
         """Objects under ``prefix``, in the order of their names, from ``start`` on."""
@@ -109,7 +109,7 @@ class Storage:
         query = {key: value for key, value in query.items() if value}
         while True:
             path = f"/storage/v1/b/{urllib.parse.quote(bucket)}/o?{urllib.parse.urlencode(query)}"
-            page = json.loads(self._call("GET", path, f"gs://{bucket}/{query['prefix']}*").body)
+            page = _json(self._call("GET", path, f"gs://{bucket}/{query['prefix']}*"))
             yield page
             if not page.get("nextPageToken"):
                 return
@@ -165,7 +165,7 @@ class Storage:
         token = ""
         while True:  # a large object takes several calls
             query = f"?rewriteToken={urllib.parse.quote(token, safe='')}" if token else ""
-            answer = json.loads(self._call("POST", path + query, f"gs://{bucket}/{target}").body)
+            answer = _json(self._call("POST", path + query, f"gs://{bucket}/{target}"))
             if answer["done"]:
                 return _stored(bucket, answer["resource"])
             token = str(answer["rewriteToken"])
@@ -287,10 +287,19 @@ def _resource(name: str, md5: str) -> str:
     return json.dumps({"name": name, "md5Hash": base64.b64encode(bytes.fromhex(md5)).decode()})
 
 
+def _json(reply: Reply) -> dict[str, Any]:
+    """A good answer's JSON object. What is none comes from something in between."""
+    try:
+        return dict(json.loads(reply.body))
+    except (ValueError, TypeError) as error:
+        text = reply.body[:100].decode(errors="replace")
+        raise CloudError(f"HTTP {reply.status} with what is no JSON object: {text}", 502) from error
+
+
 def _stored(bucket: str, item: dict[str, Any]) -> StoredObject:
     return StoredObject(
         bucket=bucket,
-        name=str(item["name"]),
+        name=str(item.get("name", "")),
         size=int(item.get("size", 0)),
         md5=base64.b64decode(item.get("md5Hash") or "").hex(),
         crc32c=str(item.get("crc32c", "")),
@@ -299,7 +308,7 @@ def _stored(bucket: str, item: dict[str, Any]) -> StoredObject:
 
 
 def _confirmed(bucket: str, reply: Reply, md5: str) -> StoredObject:
-    stored = _stored(bucket, json.loads(reply.body))
+    stored = _stored(bucket, _json(reply))
     if stored.md5 != md5:
         raise CloudError(
             f"gs://{bucket}/{stored.name}: the bucket has md5 '{stored.md5}', '{md5}' was sent",

@@ -71,7 +71,7 @@ class Uploader:
         while (entry := self._next()) is not None:
             try:
                 self._bring(entry)
-            except (CloudError, OSError) as error:
+            except Exception as error:  # whatever is wrong with one, the others go on
                 self._postpone(entry, error)
             else:
                 self._not_before.pop(entry.key, None)

@@ -14,7 +14,7 @@ from gce_backend.agent.stop import CANCELLED, PREEMPTED, Stop
 
 from .cloud import wait_for
 from .instance import TestInstance
-from .trainers import DEAF, OBEDIENT
+from .trainers import DEAF, OBEDIENT, UPLOADING
 
 pytestmark = pytest.mark.flow  # real processes and servers
 
@@ -26,6 +26,10 @@ def notice(instance: TestInstance) -> None:
 def shutdown(instance: TestInstance) -> None:
     """The machine's own SIGTERM to all reaches the trainer before the agent has asked."""
     instance.plane.preempted = True
+    terminate_all(instance)
+
+
+def terminate_all(instance: TestInstance) -> None:
     pid = int((instance.state / "trainer" / "process").read_text().splitlines()[1].split()[0])
     os.killpg(pid, signal.SIGTERM)
     assert instance.process is not None
@@ -112,6 +116,50 @@ def test_the_next_attempt_goes_on_from_what_was_saved(instance: TestInstance) ->
     ]
     listed = {item["name"] for item in instance.bucket.json(instance.paths.manifest)["objects"]}
     assert not [name for name in listed if "/workdir/" in name], "nothing of it is uploaded again"
+
+
+def test_a_checkpoint_that_is_an_artifact_too_is_put_back_where_it_lay(
+    instance: TestInstance,
+) -> None:
+    command = (
+        "if [ -e ckpt.pt ]; then echo found; exit 0; fi; printf xxx > ckpt.pt; "
+        f"ARTIFACTS={instance.bucket.name}/{instance.artifacts} "
+        "python train.py models/newest.pt=3; echo ready; sleep 60"
+    )
+    instance.submit(command, {"train.py": UPLOADING})
+    instance.start()
+    wait_for(lambda: "ready" in instance.log, "the checkpoint is logged")
+    instance.plane.preempt()
+    assert instance.wait()["end_reason"] == "preempted"
+    instance.plane.preempted = False
+    shutil.rmtree(instance.state)
+
+    status = instance.run(command, {"train.py": UPLOADING}, attempt=2)
+
+    assert (status["end_reason"], "found" in instance.log) == ("succeeded", True)
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_a_trainer_that_ends_because_the_machine_stops_has_not_ended(
+    instance: TestInstance, code: int
+) -> None:
+    """Whatever it makes of SIGTERM: when the machine is back, it goes on."""
+    instance.submit(
+        f'trap "exit {code}" TERM; mkdir first || {{ echo second; exit; }}; '
+        "echo ready; while :; do sleep 0.1; done"
+    )
+    instance.start()
+    wait_for(lambda: "ready" in instance.log, "the trainer is ready")
+
+    terminate_all(instance)
+    assert instance.process is not None
+    instance.process.wait(60)
+    assert instance.status is None
+    instance.reboot()
+    instance.start()
+
+    assert instance.wait()["end_reason"] == "succeeded"
+    assert "second" in instance.log
 
 
 def test_a_trainer_started_again_after_a_reboot_leaves_one_history_too(

@@ -16,7 +16,7 @@ from gce_backend.agent.errors import RelayError
 from gce_backend.agent.metadata import MetadataServer
 from gce_backend.agent.spool import Spool
 from gce_backend.agent.storage import Storage
-from gce_backend.agent.uploader import Uploader
+from gce_backend.agent.uploader import THREADS, Uploader
 
 from .cloud import Bucket, ControlPlane, wait_for
 from .front import Front
@@ -36,6 +36,32 @@ def uploading(
     yield spool, uploader, said
     uploader.stop()
     spool.close()
+
+
+def test_answers_that_make_no_sense_stop_no_upload(
+    uploading: tuple[Spool, Uploader, list[str]], bucket: Bucket, front: Front
+) -> None:
+    spool, uploader, _ = uploading
+    odd = iter(range(2 * THREADS))
+    front.refuse = lambda method, path: 200 if next(odd, None) is not None else None
+    for number in range(THREADS):
+        put(spool, f"{number}", b"x", bucket.name)
+
+    assert uploader.drain(time.time() + 30) == []
+    assert len(bucket.names()) == THREADS
+
+
+def test_a_name_that_no_bucket_takes_stops_no_other(
+    uploading: tuple[Spool, Uploader, list[str]], bucket: Bucket
+) -> None:
+    spool, _, said = uploading
+    for number in range(THREADS):
+        spool.delete(bucket.name, f"half-\udce4-{number}")
+    wait_for(lambda: len(said) >= THREADS, "it is told of each")
+    put(spool, "whole", b"y", bucket.name)
+
+    wait_for(lambda: bucket.find("whole"), "the file after them is there")
+    assert "will be tried again: 'utf-8' codec" in said[0]
 
 
 def test_an_entry_has_the_size_and_md5_of_what_came(tmp_path: Path) -> None:
