@@ -122,18 +122,25 @@ def verified(name: str, files: Files) -> Files:
 
 def keep(files: Files, local: Path, bucket: str | None) -> None:
     """Write the files where the next run looks first; other runs may be doing the same."""
-    for path, content in files.items():
-        target = local / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}")
-        temporary.write_bytes(content)
-        temporary.replace(target)
+    try:
+        for path, content in files.items():
+            target = local / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f"{target.name}.{os.getpid()}")
+            temporary.write_bytes(content)
+            temporary.replace(target)
+    except OSError as error:
+        print(f"{local} keeps no copy: {error}", flush=True)
     if bucket:
         try:
             for path, content in files.items():
                 blob(bucket, path + ".gz").upload_from_string(gzip.compress(content, 6))
         except Exception as error:  # a cache that cannot be filled costs time, not the run
-            print(f"{bucket} keeps no copy: {str(error).splitlines()[0]}", flush=True)
+            print(f"{bucket} keeps no copy: {first_line(error)}", flush=True)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def from_directory(name: str, root: Path) -> Files:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ def write(
     columns = [key for key in history[0] if key != "timestamp"]
     curves = {key: [row[key] for row in history] for key in columns}
     paths = [directory / "metrics.json", directory / "class_accuracy.csv"]
-    paths[0].write_text(json.dumps(curves, indent=1))
+    finite = {key: [v if math.isfinite(v) else None for v in curves[key]] for key in columns}
+    paths[0].write_text(json.dumps(finite, indent=1))  # JSON has no NaN
     with paths[1].open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["class", "images", "accuracy"])
@@ -47,11 +49,14 @@ def scores(labels: Tensor, logits: Tensor) -> dict[str, float]:
     """Percent correct of the worst class, and the expected calibration error in percentage points.
 
     One number each, which a table of runs can sort by; a metric a class would be ten charts more.
+    A model whose logits are no numbers has no calibration: NaN.
     """
     error = sum(
         share * abs(right - sure) for share, right, sure in calibration(labels, logits) if share
     )
     worst = min(class_accuracies(labels, logits))
+    if not logits.isfinite().all():
+        error = math.nan
     return {"worst_class_accuracy": worst, "calibration_error": 100 * error}
 
 

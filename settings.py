@@ -1,6 +1,8 @@
 """The trainer's settings, with their types: conf/ has the values."""
 
+import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
@@ -81,7 +83,24 @@ def typed(cfg: DictConfig) -> Config:
     ):
         if value not in choice:
             sys.exit(f"train.py: {key}: {value!r} is none of {', '.join(choice)}")
-    for name in ("epochs", "batch_size"):
-        if getattr(checked.trainer, name) < 1:
-            sys.exit(f"train.py: trainer.{name}: at least 1 is needed")
+    for key, is_usable, needed in numbers(checked):
+        if not is_usable:
+            sys.exit(f"train.py: {key}: {needed} is needed")
     return checked
+
+
+def numbers(cfg: Config) -> Iterator[tuple[str, bool, str]]:
+    """Each setting that is a number, whether a training can use it, and what one can use."""
+    trainer = cfg.trainer
+    yield "data.shift", cfg.data.shift >= 0, "0 or more"
+    yield "model.width", cfg.model.width >= 1, "at least 1"
+    if cfg.model.name == "resnet18":
+        yield "model.width", cfg.model.width == 64, "64, the only width torchvision offers,"
+    yield "optimizer.lr", 0 < cfg.optimizer.lr < math.inf, "more than 0"
+    yield "optimizer.weight_decay", 0 <= cfg.optimizer.weight_decay < math.inf, "0 or more"
+    yield "trainer.epochs", trainer.epochs >= 1, "at least 1"
+    yield "trainer.batch_size", trainer.batch_size >= 2, "at least 2, for batch normalisation,"
+    yield "trainer.label_smoothing", 0 <= trainer.label_smoothing <= 1, "0 to 1"
+    yield "trainer.ema", 0 <= trainer.ema < 1, "0 to less than 1"
+    yield "trainer.patience", trainer.patience is None or trainer.patience >= 1, "at least 1"
+    yield "trainer.threads", trainer.threads is None or trainer.threads >= 1, "at least 1"

@@ -9,6 +9,7 @@ The settings are in conf/. A run named by MLFLOW_RUN_ID that has a checkpoint co
 Beside this file: settings.py checks the settings, mnist.py fetches the images, report.py draws.
 """
 
+import math
 import os
 import shlex
 import sys
@@ -206,6 +207,9 @@ def finished(history: list[dict[str, float]], cfg: Trainer) -> bool:
         return False
     losses = [row["test_loss"] for row in history]
     stale = len(losses) - 1 - losses.index(min(losses))
+    if not math.isfinite(history[-1]["train_loss"]):
+        print("diverged: the loss is no number any more; try a smaller optimizer.lr", flush=True)
+        return True
     return (
         len(history) >= cfg.epochs
         or (cfg.target_accuracy is not None and history[-1]["test_accuracy"] >= cfg.target_accuracy)
@@ -258,6 +262,8 @@ def log_model(model: nn.Module, images: Tensor, cfg: Config, step: int) -> None:
 
 def physical_cores() -> int:
     """The cores this process may use. Two threads on one core's hyperthreads slow each other."""
+    if not hasattr(os, "sched_getaffinity"):  # there is one on Linux only
+        return os.cpu_count() or 1
     siblings = set()
     for cpu in os.sched_getaffinity(0):
         topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -266,12 +272,14 @@ def physical_cores() -> int:
 
 
 def prepare(cfg: Trainer) -> torch.device:
-    """Seed, threads, device."""
+    """Seed, threads, device. SystemExit without the device asked for."""
     torch.manual_seed(cfg.seed)
     torch.set_num_threads(cfg.threads or physical_cores())
     torch.backends.cudnn.deterministic = True
     torch.backends.cuda.matmul.allow_tf32 = True
     available = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.device == "cuda" != available:
+        sys.exit("train.py: trainer.device: cuda, and PyTorch finds no GPU on this machine")
     return torch.device(available if cfg.device == "auto" else cfg.device)
 
 

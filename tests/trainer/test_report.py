@@ -1,5 +1,7 @@
 """The figures' numbers, on cases that can be counted by hand."""
 
+import json
+import math
 import sys
 from pathlib import Path
 
@@ -30,6 +32,23 @@ def test_the_calibration_error_is_the_gap_between_being_sure_and_being_right() -
     assert scores["calibration_error"] == pytest.approx(40, abs=0.01)
     assert scores["worst_class_accuracy"] == 0
     assert report.class_accuracies(labels, sure([0, 1, 9, 9], 0.9))[:3] == [100, 100, 0]
+
+
+def test_a_model_that_is_no_number_is_not_a_calibrated_one() -> None:
+    logits = torch.full((2, report.CLASSES), torch.nan)
+    assert math.isnan(report.scores(torch.tensor([0, 1]), logits)["calibration_error"])
+
+
+def test_metrics_json_is_json_whatever_the_metrics_are(tmp_path: Path) -> None:
+    row = {"epoch": 1, "train_loss": math.nan, "test_loss": math.inf, "test_accuracy": 10.0}
+    images, labels = torch.rand(10, 1, 28, 28), torch.arange(10)
+    written = report.write(tmp_path, [row], images, labels, torch.full((10, 10), torch.nan))
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is no JSON")
+
+    curves = json.loads(written[0].read_text(), parse_constant=refuse)
+    assert (curves["train_loss"], curves["test_loss"]) == ([None], [None])
 
 
 def test_a_model_as_right_as_sure_has_no_calibration_error() -> None:

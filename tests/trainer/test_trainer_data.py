@@ -55,6 +55,22 @@ def test_files_in_the_root_are_read_as_they_are(
     assert sources == []
 
 
+def test_a_place_that_takes_no_files_costs_no_run(
+    tiny: mnist.Files,
+    sources: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(mnist, "from_package", lambda name: tiny)
+    (tmp_path / "file").touch()
+
+    x, *_ = mnist.load("mnist", str(tmp_path / "file" / "data"))
+
+    assert len(x) == 3
+    assert "keeps no copy: " in capsys.readouterr().out
+
+
 def test_a_damaged_file_is_fetched_again(
     tiny: mnist.Files, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,11 @@
 """An interrupted training ends exactly as one that was left alone."""
 
 import json
+import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from sandbox import FAST, Sandbox
 
 pytestmark = [
@@ -63,6 +65,28 @@ def test_a_sweep_is_one_run_per_value(sandbox: Sandbox) -> None:
 def test_mixed_precision_trains(sandbox: Sandbox) -> None:
     sandbox.train("data=digits", "model=cnn", "trainer.epochs=1", "trainer.precision=bf16")
     assert sandbox.runs()[0].info.status == "FINISHED"
+
+
+def test_a_training_that_diverged_ends_and_says_so(sandbox: Sandbox) -> None:
+    done = sandbox.train(*FAST, "optimizer.lr=1e30", "trainer.epochs=5")
+    assert "diverged" in done.stdout and done.stdout.count("epoch ") == 1
+
+
+def test_two_trainings_at_once_write_to_directories_of_their_own(sandbox: Sandbox) -> None:
+    """Started together, as a script's loop in the background does it."""
+    assert (
+        sandbox.runs() == []
+    )  # MLflow makes the store; two that make it at once do not go together
+    words = " ".join([sys.executable, "train.py", *FAST, "trainer.epochs=1"])
+    sandbox.start("bash", "-c", f"{words} trainer.seed=0 & {words} trainer.seed=1 & wait")
+    runs = sandbox.runs()
+    assert len(runs) == 2
+    assert len(list(sandbox.root.glob("outputs/*/*/model.pt"))) == 2
+    for run in runs:
+        kept = OmegaConf.load(sandbox.artifact(run, "config.yaml"))
+        assert str(kept.trainer.seed) == run.data.params["trainer.seed"]
+        metrics = json.loads(sandbox.artifact(run, "metrics.json").read_text())
+        assert metrics["test_accuracy"][-1] == run.data.metrics["test_accuracy"]
 
 
 def test_it_stops_at_the_accuracy_asked_for(sandbox: Sandbox) -> None:

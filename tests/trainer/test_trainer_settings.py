@@ -1,5 +1,6 @@
 """Settings that cannot be: one sentence, before anything is trained."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,16 +10,21 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import train
+from settings import Config
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def composed(**trainer: object) -> train.Config:
-    groups = {"data": "mnist", "model": "cnn", "optimizer": "sgd", "trainer": "default"}
+def composed(
+    model: str = "cnn", more: dict[str, object] | None = None, **trainer: object
+) -> Config:
+    groups = {"data": "mnist", "model": model, "optimizer": "sgd", "trainer": "default"}
     tree = OmegaConf.create(
         {group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in groups.items()}
     )
     tree.trainer.update(trainer)
+    for key, value in (more or {}).items():
+        OmegaConf.update(tree, key, value)
     tree.registry = {"name": None}
     return train.typed(tree)
 
@@ -39,6 +45,44 @@ def test_epochs_that_are_no_number_are_refused_by_name(
 def test_less_than_one_is_refused(key: str) -> None:
     with pytest.raises(SystemExit, match=f"trainer.{key}"):
         composed(**{key: 0})
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "value"),
+    [
+        ("mlp", "trainer.batch_size", 1),  # nothing to normalise over
+        ("resnet18", "model.width", 32),  # torchvision has none
+        ("cnn", "model.width", 0),
+        ("cnn", "data.shift", -1),
+        ("cnn", "optimizer.lr", 0.0),
+        ("cnn", "optimizer.lr", float("nan")),
+        ("cnn", "optimizer.weight_decay", -0.1),
+        ("cnn", "trainer.label_smoothing", 1.5),
+        ("cnn", "trainer.ema", 1.0),
+        ("cnn", "trainer.threads", -3),
+        ("cnn", "trainer.patience", 0),
+    ],
+)
+def test_numbers_that_no_training_can_use_are_refused_by_name(
+    model: str, key: str, value: float
+) -> None:
+    with pytest.raises(SystemExit, match=rf"train\.py: {key}: .*is needed"):
+        composed(model, {key: value})
+    composed(model, {"trainer.patience": 1, "trainer.ema": 0, "data.shift": 0})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said() -> None:
+    with pytest.raises(SystemExit, match=r"trainer\.device: cuda.* no GPU"):
+        train.prepare(composed(device="cuda").trainer)
+
+
+def test_without_a_list_of_its_cpus_the_machine_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """macOS and Windows have none."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert 1 <= train.physical_cores() <= (os.cpu_count() or 1)
 
 
 def test_a_key_nobody_knows_is_refused() -> None:
