@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -217,6 +218,7 @@ def settings_of(config: DictConfig, endpoints: Endpoints) -> Settings:
     """
     machine: Machine = _typed(config, "machine", Machine)
     gce: Gce = _typed(config, "gce", Gce)
+    _check_machine(machine)
     _check_limits(gce)
     _check_secrets(gce.tracking)
     return Settings(
@@ -314,7 +316,18 @@ def _typed(config: DictConfig, node: str, schema: type) -> Any:
         raise ConfigError(f"{key}: {first_line(error)}.{hint}") from error
 
 
+def _check_machine(machine: Machine) -> None:
+    if machine.disk_gb < 1:
+        raise ConfigError(f"machine.disk_gb={machine.disk_gb}: at least 1 is needed")
+    if machine.gpus < 0:
+        raise ConfigError(f"machine.gpus={machine.gpus}: must not be negative")
+
+
 def _check_limits(gce: Gce) -> None:
+    for item in dataclasses.fields(gce):
+        value = getattr(gce, item.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"gce.{item.name}={value}: a number that is finite is needed")
     most = 120 * 24  # maxRunDuration allows 120 days
     if gce.max_hours <= 0 or gce.max_hours + gce.rescue_minutes / 60 > most:
         raise ConfigError(
@@ -323,10 +336,15 @@ def _check_limits(gce: Gce) -> None:
         )
     if gce.max_attempts < 1:
         raise ConfigError(f"gce.max_attempts={gce.max_attempts}: a run takes at least one")
+    if gce.max_parallel is not None and gce.max_parallel < 1:
+        raise ConfigError(
+            f"gce.max_parallel={gce.max_parallel}: must be at least 1, or null for no limit"
+        )
     if gce.max_cost_usd is not None and gce.max_cost_usd <= 0:
         raise ConfigError(f"gce.max_cost_usd={gce.max_cost_usd}: must be above 0, or null for none")
-    limits = ("rescue_minutes", "boot_minutes", "grace_seconds", "system_metrics", "stall_minutes")
-    for key in limits:
+    if gce.boot_minutes <= 0:
+        raise ConfigError(f"gce.boot_minutes={gce.boot_minutes}: must be above 0")
+    for key in ("rescue_minutes", "grace_seconds", "system_metrics", "stall_minutes"):
         if getattr(gce, key) < 0:
             raise ConfigError(f"gce.{key}={getattr(gce, key)}: must not be negative")
 

@@ -186,6 +186,17 @@ def test_every_machine_of_a_list_must_be_offered_where_asked(tmp_path):
         settings(tmp_path, parameters={"machine": "[l4,a100]", "gce.zones": "[europe-west1-b]"})
 
 
+FRACTIONS = (
+    "max_hours",
+    "rescue_minutes",
+    "boot_minutes",
+    "grace_seconds",
+    "system_metrics",
+    "stall_minutes",
+    "max_cost_usd",
+)
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -193,6 +204,15 @@ def test_every_machine_of_a_list_must_be_offered_where_asked(tmp_path):
         ({"machine": "[l4,t44]"}, r"machine=t44"),
         ({"gce.max_attempts": "0"}, "at least one"),
         ({"gce.max_cost_usd": "-1"}, "above 0"),
+        ({"gce.max_parallel": "0"}, r"gce.max_parallel=0: .*null for no limit"),
+        ({"gce.boot_minutes": "0"}, r"gce.boot_minutes=0.*above 0"),
+        ({"machine.disk_gb": "0"}, r"machine.disk_gb=0: .*at least 1"),
+        ({"machine.gpus": "-1"}, r"machine.gpus=-1: must not be negative"),
+        *(
+            ({f"gce.{key}": value}, rf"gce.{key}={value}: a number that is finite is needed")
+            for key in FRACTIONS
+            for value in ("nan", "inf", "-inf")
+        ),
     ],
 )
 def test_limits_that_make_no_sense_are_named(tmp_path, parameters, message):
