@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gce_backend.errors import ConfigError
 
@@ -59,20 +60,10 @@ class Composer:
             raise self._explain(words, error) from error
 
     def check_types(self, words: Sequence[str]) -> None:
-        """Refuse a word for a number or a switch: no schema of the project's is known here."""
+        """Hold each word against the default that it replaces; see `check_type`."""
         for word in words:
-            key, sign, text = word.partition("=")
-            if not sign or key.startswith(("+", "~")) or "," in text:
-                continue
-            default = OmegaConf.select(self._base, key, default=None)
-            if isinstance(default, (bool, int, float)):
-                value = OmegaConf.select(self.compose([word]), key)
-                if isinstance(value, str):
-                    kind = "true or false" if isinstance(default, bool) else "a number"
-                    raise ConfigError(
-                        f"{key}: expected {kind} like the default {default!r}, got {value!r}. "
-                        f"To change its type on purpose, write ++{word}"
-                    )
+            if "," not in word:
+                check_type(word, self._base, functools.partial(self.compose, [word]))
 
     def _load(self, words: Sequence[str]) -> DictConfig:
         from hydra.types import RunMode
@@ -118,6 +109,52 @@ class Composer:
                 near = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
                 return ConfigError(f"{word}: unknown key {key!r}. {choices(key, keys, near)}")
         return ConfigError(f"{word}: {first_line(error.__cause__ or error)}")
+
+
+def check_type(word: str, base: DictConfig, composed: Callable[[], DictConfig]) -> None:
+    """Refuse a word for a number or a switch, and a fraction for a whole number.
+
+    No schema of the project's is known here: the default tells the type, and one that stands for
+    any (null, a text) lets everything pass. So does a word that begins with ``+``.
+
+    Args:
+        base: the tree without the word.
+        composed: gives the tree with it; asked only where its value matters.
+
+    Raises:
+        ConfigError: names the key, its default, and how to change its type on purpose.
+    """
+    key, sign, _ = word.partition("=")
+    if not sign or key.startswith(("+", "~")):
+        return
+    default = _value(base, key)
+    if not isinstance(default, (bool, int, float)):
+        return
+    value = _value(composed(), key)
+    if wanted := _wanted(default, value):
+        raise ConfigError(
+            f"{key}: expected {wanted} like the default {default!r}, got {value!r}. "
+            f"To change its type on purpose, write ++{word}"
+        )
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    """What stands at ``key``; None for nothing, and for what only a job can resolve."""
+    try:
+        return OmegaConf.select(config, key, default=None)
+    except OmegaConfBaseException:
+        return None
+
+
+def _wanted(default: bool | int | float, value: Any) -> str:
+    """What would have to stand where ``value`` does; "" where it is right."""
+    if isinstance(default, bool):
+        return "true or false" if isinstance(value, str) else ""
+    if isinstance(value, (str, bool)):
+        return "a number"
+    # A whole number may be written as a float: MLflow's own parameters are.
+    is_fraction = isinstance(value, float) and not value.is_integer()
+    return "a whole number" if is_fraction and isinstance(default, int) else ""
 
 
 def defaults_dir() -> Path:

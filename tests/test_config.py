@@ -110,6 +110,9 @@ def test_an_unknown_key_of_the_backend_config_is_named(tmp_path):
 
 TRAINING_WRONG = [
     ("trainer.epochs=ten", r"trainer.epochs: expected a number like the default 5, got 'ten'"),
+    ("trainer.epochs=1.5", r"trainer.epochs: expected a whole number like the default 5, got 1.5"),
+    ("trainer.epochs=nan", r"expected a whole number like the default 5, got nan"),
+    ("trainer.epochs=true", r"trainer.epochs: expected a number like the default 5, got True"),
     ("trainer.epoch=3", r"unknown key 'trainer.epoch'. Did you mean 'trainer.epochs'"),
     ("model=cnnn", r"no such model. Did you mean 'cnn'"),
     ("optimizer.lrr=3", r"Did you mean 'optimizer.lr'"),
@@ -122,8 +125,22 @@ def test_a_training_word_that_cannot_work_fails_before_anything_costs(word, mess
         settings(CHECKOUT, training_words=[word])
 
 
-def test_a_type_can_be_changed_on_purpose():
-    settings(CHECKOUT, training_words=["++trainer.epochs=ten"])
+@pytest.mark.parametrize("word", ["++trainer.epochs=ten", "++trainer.epochs=1.5"])
+def test_a_type_can_be_changed_on_purpose(word):
+    settings(CHECKOUT, training_words=[word])
+
+
+@pytest.mark.parametrize("word", ["trainer.epochs=2.0", "optimizer.lr=1", "trainer.patience=3"])
+def test_a_number_that_only_is_written_otherwise_passes(word):
+    """MLflow's numbers are floats, and null stands for any type."""
+    settings(CHECKOUT, training_words=[word])
+
+
+def test_a_default_that_only_a_job_can_resolve_is_no_obstacle(tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("folder: ${hydra:runtime.cwd}/data\n")
+
+    settings(tmp_path, training_words=["folder=elsewhere"])
 
 
 @pytest.mark.parametrize(
