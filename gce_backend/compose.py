@@ -115,7 +115,8 @@ def check_type(word: str, base: DictConfig, composed: Callable[[], DictConfig]) 
     """Refuse a word for a number or a switch, and a fraction for a whole number.
 
     No schema of the project's is known here: the default tells the type, and one that stands for
-    any (null, a text) lets everything pass. So does a word that begins with ``+``.
+    any (null, a text) lets everything pass. So does a word that begins with ``+``. The nodes
+    ``machine`` and ``gce`` have a schema, which sees to them.
 
     Args:
         base: the tree without the word.
@@ -125,7 +126,7 @@ def check_type(word: str, base: DictConfig, composed: Callable[[], DictConfig]) 
         ConfigError: names the key, its default, and how to change its type on purpose.
     """
     key, sign, _ = word.partition("=")
-    if not sign or key.startswith(("+", "~")):
+    if not sign or key.startswith(("+", "~", "machine.", "gce.")):
         return
     default = _value(base, key)
     if not isinstance(default, (bool, int, float)):

@@ -14,7 +14,7 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"sweep.attach", "sweep.launch"},
-    {"sweep.sweep"},
+    {"sweep.sweep", "sweep.checks"},
     {"sweep.jobs", "sweep.payload"},
     {"sweep.schedule", "sweep.store"},
     {"sweep.capacity", "sweep.errors", "sweep.results"},

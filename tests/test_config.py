@@ -130,7 +130,10 @@ def test_a_type_can_be_changed_on_purpose(word):
     settings(CHECKOUT, training_words=[word])
 
 
-@pytest.mark.parametrize("word", ["trainer.epochs=2.0", "optimizer.lr=1", "trainer.patience=3"])
+@pytest.mark.parametrize(
+    "word",
+    ["trainer.epochs=2.0", "optimizer.lr=1", "trainer.patience=3", "gce.max_hours=0.5"],
+)
 def test_a_number_that_only_is_written_otherwise_passes(word):
     """MLflow's numbers are floats, and null stands for any type."""
     settings(CHECKOUT, training_words=[word])

@@ -1,16 +1,46 @@
-"""An exception of an instance, raised here as if it had happened here.
+"""What a sweep raises: an instance's exception as if it had happened here, and our own errors.
 
-Nothing of it is unpickled: the bucket's word is data. Its frames come back as a traceback of
-functions with the same names, files and lines, so that Hydra, pytest and debuggers show where the
-task failed, and its causes with them.
+Nothing of the former is unpickled: the bucket's word is data. Its frames come back as a traceback
+of functions with the same names, files and lines, so that Hydra, pytest and debuggers show where
+the task failed, and its causes with them.
 """
 
 from __future__ import annotations
 
 import builtins
+import re
 import sys
 from types import TracebackType
 from typing import Any
+
+from hydra.errors import CompactHydraException
+
+_ADVICE = re.compile(r"-P (machine|gce)((?:\.\w+)*)=(\[[^]]*\]|[\w.-]+|…)")
+
+
+class SweepFailed(CompactHydraException, RuntimeError):  # type: ignore[misc]
+    """What ended a sweep or a job, when it was not the task's own exception.
+
+    Of this kind Hydra prints the message alone, and the traceback with HYDRA_FULL_ERROR=1.
+    """
+
+
+def in_hydras_words(text: str, *, own_nodes: bool) -> str:
+    """``text`` with its advice as one writes it behind ``program.py -m``, where no ``-P`` is known.
+
+    Args:
+        own_nodes: the program's configuration has the nodes ``machine`` and ``gce``.
+    """
+
+    def word(found: re.Match[str]) -> str:
+        node, path, value = found.groups()
+        if own_nodes:
+            return f"{node}{path}={value}"
+        for key in reversed(path.split(".")[1:]):
+            value = f"{{{key}:{value}}}"
+        return f"hydra.launcher.{node}={value}"
+
+    return _ADVICE.sub(word, text)
 
 
 def rebuilt(told: dict[str, Any]) -> BaseException:

@@ -6,10 +6,9 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,18 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 
 from gce_backend.compose import Composer
 from gce_backend.config import Settings, read_endpoints, settings_of
-from gce_backend.errors import ConfigError
-from gce_backend.sweep.capacity import Capacity
-from gce_backend.sweep.errors import rebuilt
-from gce_backend.sweep.jobs import Plan, SweepJob, quota_reader
+from gce_backend.errors import ConfigError, GceBackendError
+from gce_backend.sweep.checks import (
+    TypeChecks,
+    check_leaving,
+    check_money,
+    check_place,
+    named,
+    refuse_secrets,
+    warn_of_variables,
+)
+from gce_backend.sweep.errors import SweepFailed, in_hydras_words, rebuilt
+from gce_backend.sweep.jobs import Plan, SweepJob
 from gce_backend.sweep.payload import Task, describe_task, job_archive
 from gce_backend.sweep.results import Outcome
 from gce_backend.sweep.store import job_key
@@ -38,8 +45,7 @@ from gce_backend.sweep.sweep import Sweep
 
 log = logging.getLogger(__name__)
 
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-_NEEDED_VARIABLE = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)\s*\}")
+_MARK_OF = {"machine": "machine_type", "gce": "bucket"}  # a key by which the node is ours
 _MARKS = ("MLproject", ".git", "pyproject.toml")
 
 
@@ -62,17 +68,19 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) ->
         launcher: the plugin's object: its options, what Hydra gave it, and the sweep it keeps.
 
     Raises:
-        GceBackendError: nothing was started. A job's own failure is in its JobReturn.
+        SweepFailed: nothing was started. A job's own failure is in its JobReturn.
     """
     setup_globals()
     config = launcher.config
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     directory = Path(str(config.hydra.sweep.dir))
     directory.mkdir(parents=True, exist_ok=True)
-    batch = _Batch(launcher, directory.absolute())
     log.info(f"Launching {len(job_overrides)} jobs on Compute Engine")
     try:
-        return batch.run(job_overrides, first)
+        return _Batch(launcher, directory.absolute()).run(job_overrides, first)
+    except GceBackendError as error:
+        told = in_hydras_words(str(error), own_nodes=_has_own(config, "gce"))
+        raise SweepFailed(f"mlflow-gce: {told}") from error
     finally:
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
 
@@ -85,63 +93,56 @@ class _Batch:
         self._directory = directory
         self._endpoints = read_endpoints()
         self._task = describe_task(launcher.task_function, _root(self._options["project"]))
+        self._types = TypeChecks(launcher.hydra_context.config_loader, launcher.config)
         self._defaults: DictConfig | None = None
-        _refuse_secrets("hydra.job.env_copy", self._config.hydra.job.env_copy)
-        _refuse_secrets("hydra.launcher.env", self._options["env"] or {})
 
     def run(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-        pending: list[tuple[DictConfig, SweepJob, Future[Outcome]]] = []
-        sweep: Sweep | None = None
-        composed: Iterable[tuple[DictConfig, SweepJob]] = (
-            self._composed(number, words) for number, words in enumerate(job_overrides, first)
-        )
-        if not self._options["wait"]:
-            composed = self._that_can_be_left(list(composed))
+        composed = self._all_composed(job_overrides, first)
+        if not composed:
+            return []
+        sweep = self._sweep(composed[0][1].settings)
         try:
-            for config, job in composed:
-                sweep = sweep or self._sweep(job.settings)
-                pending.append((config, job, sweep.add(job)))
+            pending = [(config, job, sweep.add(job)) for config, job in composed]
             returns = [self._returned(c, job, _wait(future)) for c, job, future in pending]
-        except KeyboardInterrupt:
-            if sweep is not None:
-                log.warning(sweep.leave())
+        except CancelledError:
+            raise  # another thread's batch has left the sweep, and said so
+        except BaseException:
+            self._launcher.sweep = None  # it starts nothing more: a further batch takes it up anew
+            log.warning(sweep.leave())
             raise
-        if sweep is not None:
-            sweep.close()
-            if not self._options["wait"]:
-                log.info(f"left; to wait for the jobs: mlflow-gce attach {sweep.parent_id}")
+        sweep.close()
+        if not self._options["wait"]:
+            log.info(f"left; to wait for the jobs: mlflow-gce attach {sweep.parent_id}")
         return returns
 
-    def _that_can_be_left(
-        self, jobs: list[tuple[DictConfig, SweepJob]]
+    def _all_composed(
+        self, job_overrides: Sequence[Sequence[str]], first: int
     ) -> list[tuple[DictConfig, SweepJob]]:
-        """Without a client nobody starts the next job, and nobody hands an objective back.
+        """Every job of the batch, proven to be possible before the first one costs anything.
 
         Raises:
-            ConfigError: that is what these jobs would need.
+            ConfigError: naming the job; nothing of this batch was started.
         """
-        sweeper = str(self._config.hydra.sweeper.get("_target_", ""))
-        if not sweeper.endswith(".BasicSweeper"):
-            raise ConfigError(
-                f"hydra.launcher.wait=false: the sweeper {sweeper} needs every job's result "
-                "before it chooses the next. Nothing was started"
-            )
-        first = jobs[0][1].settings
-        capacity = Capacity(quota_reader(first))
-        fitting = sum(capacity.reserve(job.number, job.settings) is not None for _, job in jobs)
-        room = min(fitting, first.gce.max_parallel or fitting)
-        if room < len(jobs):
-            raise ConfigError(
-                f"hydra.launcher.wait=false: {len(jobs)} jobs, and {room} may run at once "
-                f"(gce.max_parallel={first.gce.max_parallel}, {fitting} by the free quota). The "
-                "others would need somebody to start them. Nothing was started"
-            )
-        return jobs
+        try:
+            refuse_secrets("hydra.job.env_copy", self._config.hydra.job.env_copy)
+            refuse_secrets("hydra.launcher.env", self._options["env"] or {})
+            composed = [self._composed(n, words) for n, words in enumerate(job_overrides, first)]
+            jobs = [job for _, job in composed]
+            check_place(jobs)
+            if jobs and not self._options["wait"]:
+                check_leaving(self._config, jobs)
+        except ConfigError as error:
+            raise ConfigError(f"{error}\nNothing was started") from error
+        return composed
 
     def _composed(self, number: int, overrides: Sequence[str]) -> tuple[DictConfig, SweepJob]:
         with self._launcher.lock:  # Hydra's and the resolvers' state is global
             config = self._compose(number, overrides)
-            return config, self._job(number, overrides, config)
+            try:
+                return config, self._job(number, overrides, config)
+            except ConfigError as error:
+                told = f"{named(number, filter_overrides(overrides))}: {error}"
+                raise ConfigError(told) from error
 
     def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
         log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
@@ -158,6 +159,9 @@ class _Batch:
 
     def _job(self, number: int, overrides: Sequence[str], composed: DictConfig) -> SweepJob:
         given = tuple(filter_overrides(overrides))
+        self._types.check(given, composed)
+        settings = self._settings(composed)
+        check_money(settings)
         HydraConfig.instance().set_config(composed)
         subdir = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
         output_dir = (self._directory / subdir).absolute()
@@ -165,7 +169,7 @@ class _Batch:
             composed.hydra.runtime.output_dir = os.path.normpath(output_dir)
         return SweepJob(
             number,
-            self._settings(composed),
+            settings,
             detached=not self._options["wait"],
             overrides=given,
             key=job_key(given),
@@ -179,10 +183,8 @@ class _Batch:
             words = [f"machine={self._options['machine']}"]
             self._defaults = Composer(Path(os.devnull)).compose(words)
         nodes = {}
-        for name, mark in (("machine", "machine_type"), ("gce", "bucket")):
-            own = composed.get(name)
-            is_ours = isinstance(own, DictConfig) and mark in own
-            node = own if is_ours else self._defaults[name]
+        for name in _MARK_OF:
+            node = composed[name] if _has_own(composed, name) else self._defaults[name]
             nodes[name] = OmegaConf.to_container(node, resolve=True)
         config = OmegaConf.create(nodes)
         given = OmegaConf.create({"gce": self._options["gce"] or {}})
@@ -193,12 +195,21 @@ class _Batch:
     def _sweep(self, settings: Settings) -> Sweep:
         with self._launcher.lock:
             if self._launcher.sweep is None:
-                _warn_of_variables(self._config)
-                self._launcher.sweep = Sweep(self._plan(), settings, say=log.info, warn=log.warning)
+                warn_of_variables(self._config)
+                self._launcher.sweep = Sweep(
+                    self._plan(),
+                    settings,
+                    say=self._told_by(log.info),
+                    warn=self._told_by(log.warning),
+                )
             else:
                 self._launcher.sweep.reopen()
             sweep: Sweep = self._launcher.sweep
             return sweep
+
+    def _told_by(self, tell: Callable[[str], None]) -> Callable[[str], None]:
+        own_nodes = _has_own(self._config, "gce")
+        return lambda text: tell(in_hydras_words(text, own_nodes=own_nodes))
 
     def _plan(self) -> Plan:
         words = tuple(str(word) for word in self._config.hydra.overrides.task)
@@ -244,20 +255,26 @@ class _Batch:
             if not told.get("exact", True):
                 log.warning(f"job {job.number} returned no plain data; this is its text")
         else:
-            returned.status, returned.return_value = JobStatus.FAILED, _error(outcome)
+            returned.status, returned.return_value = JobStatus.FAILED, self._error(outcome)
         return returned
 
+    def _error(self, outcome: Outcome) -> BaseException:
+        """The task's own exception, or what became of the job instead."""
+        described = outcome.told.get("error")
+        if described:
+            error = rebuilt(described)
+            error.add_note(f"MLflow run {outcome.run_id}")
+            return error
+        code = outcome.told.get("exit_code")
+        why = f"the job ended with exit code {code} before its function returned. " if code else ""
+        told = in_hydras_words(outcome.problem, own_nodes=_has_own(self._config, "gce"))
+        return SweepFailed(f"{why}{told}")
 
-def _error(outcome: Outcome) -> BaseException:
-    """The task's own exception, or what became of the job instead."""
-    described = outcome.told.get("error")
-    if described:
-        error = rebuilt(described)
-        error.add_note(f"MLflow run {outcome.run_id}")
-        return error
-    code = outcome.told.get("exit_code")
-    why = f"the job ended with exit code {code} before its function returned. " if code else ""
-    return RuntimeError(f"{why}{outcome.problem}")
+
+def _has_own(config: DictConfig, name: str) -> bool:
+    """Whether the program's configuration has this node, and for this backend."""
+    own = config.get(name)
+    return isinstance(own, DictConfig) and _MARK_OF[name] in own
 
 
 def _here(there: str | None, job: SweepJob, task: Task) -> str:
@@ -294,25 +311,3 @@ def _root(configured: str | None) -> Path:
         if any((directory / mark).exists() for mark in _MARKS):
             return directory
     return start
-
-
-def _refuse_secrets(where: str, names: Iterable[Any]) -> None:
-    named = [str(name) for name in names if _SECRET.search(str(name))]
-    if named:
-        raise ConfigError(
-            f"{where}={named}: Hydra writes the values into multirun.yaml and .hydra/hydra.yaml, "
-            "and they would travel through the bucket. Nothing was started. Keep secrets in "
-            "Secret Manager and let the task read them"
-        )
-
-
-def _warn_of_variables(config: DictConfig) -> None:
-    own = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(own, dict)
-    own.pop("hydra", None)
-    names = sorted(set(_NEEDED_VARIABLE.findall(json.dumps(own, default=str))))
-    if names:
-        log.warning(
-            f"the config reads {', '.join(names)} from the environment, and an instance has none "
-            "of this machine's. Set them with hydra.launcher.env={NAME: value}, never for secrets"
-        )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gce_backend.sweep.errors import rebuilt
+from gce_backend.sweep.errors import in_hydras_words, rebuilt
 from gce_backend.sweep.job.run import describe, plain_value
 
 
@@ -89,3 +89,21 @@ class Number:
 )
 def test_return_values_come_back_as_plain_data(value: Any, plain: Any, exact: bool) -> None:
     assert plain_value(value) == (plain, exact)
+
+
+ADVICE = "another machine (-P machine=…), other zones (-P gce.zones=[…]), or -P gce.ssh.via=iap"
+
+
+@pytest.mark.parametrize(
+    ("own_nodes", "told"),
+    [
+        (True, "another machine (machine=…), other zones (gce.zones=[…]), or gce.ssh.via=iap"),
+        (
+            False,
+            "another machine (hydra.launcher.machine=…), other zones "
+            "(hydra.launcher.gce={zones:[…]}), or hydra.launcher.gce={ssh:{via:iap}}",
+        ),
+    ],
+)
+def test_advice_is_what_one_can_write_behind_the_program(own_nodes: bool, told: str) -> None:
+    assert in_hydras_words(ADVICE, own_nodes=own_nodes) == told
