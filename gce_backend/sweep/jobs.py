@@ -37,7 +37,7 @@ from gce_backend.shipment import Shipment, run_spec
 from gce_backend.submission import Submission
 from gce_backend.sweep.results import RESULT, Outcome, fetch_outputs, read_result
 from gce_backend.sweep.schedule import Job
-from gce_backend.sweep.store import COMMAND, JOB_TAG, NUMBER_TAG, OUTPUT_TAG, job_name
+from gce_backend.sweep.store import COMMAND, JOB_TAG, NOT_STARTED, NUMBER_TAG, OUTPUT_TAG, job_name
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Experiment
 
@@ -241,6 +241,13 @@ class Jobs:
 
     def submitted(self, job: SweepJob) -> Outcome:
         return Outcome(job.run_id, {"status": "SUBMITTED"})
+
+    def abandon(self, job: SweepJob) -> None:
+        self._sweep.table.rows[job.number].status = NOT_STARTED
+        if job.run_id and not job.is_spent:  # its instance was to be asked for again
+            with contextlib.suppress(TrackingError):
+                self._sweep.store.terminate(job.run_id, EndReason.SUBMIT_FAILED)
+            job.is_spent = True
 
     def warn(self, text: str) -> None:
         self._sweep.warn(text)

@@ -11,12 +11,13 @@ Knows nothing of Hydra or MLflow; what a job is and does stands behind ``JobWork
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -86,6 +87,9 @@ class JobWork(Protocol):
     def submitted(self, job: Any) -> Outcome:
         """The outcome of a job that nobody here waits for."""
 
+    def abandon(self, job: Any) -> None:
+        """A job that was queued will not be started from here."""
+
     def warn(self, text: str) -> None: ...
 
 
@@ -112,9 +116,9 @@ class Scheduler:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._waiting: deque[Job] = deque()
-        self._starting: set[int] = set()
+        self._starting: dict[int, Job] = {}
         self._running: dict[int, Job] = {}
-        self._ending: set[int] = set()
+        self._ending: dict[int, Job] = {}
         self._leaving = False
         self._at_once = threading.Semaphore(_AT_ONCE)
         self._trouble = ""
@@ -122,9 +126,14 @@ class Scheduler:
         self._thread.start()
 
     def add(self, job: Job) -> Future[Outcome]:
-        """Queue a job. Its future gets the outcome, of a failed job as well."""
+        """Queue a job. Its future gets the outcome, of a failed job as well.
+
+        Once the sweep has been left the future is cancelled: nobody is there to complete it.
+        """
         with self._lock:
-            if job.adopted is not None:
+            if self._leaving:
+                job.future.cancel()
+            elif job.adopted is not None:
                 job.submission, job.started_at = job.adopted, time.monotonic()
                 self._running[job.number] = job
             else:
@@ -136,12 +145,20 @@ class Scheduler:
         """Start nothing more, wait for what is being started; the jobs that go on by themselves."""
         with self._lock:
             self._leaving = True
+            waiting = list(self._waiting)
             self._waiting.clear()
         self._wake.set()
         until = time.monotonic() + seconds
         while self._starting and time.monotonic() < until:
             time.sleep(0.05)
-        return list(self._running.values())
+        with self._lock:
+            going = [*self._starting.values(), *self._running.values()]
+            ending = list(self._ending.values())
+        for job in (*waiting, *going):
+            job.future.cancel()  # another thread may wait for it
+        for job in waiting:
+            self._work.abandon(job)
+        return [*going, *ending]
 
     # -- the thread ---------------------------------------------------------------------------
 
@@ -196,7 +213,7 @@ class Scheduler:
                 return
             with self._lock:
                 self._waiting.remove(job)
-                self._starting.add(job.number)
+                self._starting[job.number] = job
             start = functools.partial(self._start, job, settings)
             self._in_background(functools.partial(self._guarded, job, start))
 
@@ -222,7 +239,7 @@ class Scheduler:
             job.submission, job.started_at = submission, time.monotonic()
             job.looked_at = time.monotonic()
             self._running[job.number] = job
-            self._starting.discard(job.number)
+            self._starting.pop(job.number, None)
         self._wake.set()
 
     def _refused(self, job: Job, error: GceBackendError) -> None:
@@ -232,8 +249,8 @@ class Scheduler:
         with self._lock:
             alone = not self._running and not self._ending
             most = 3 if alone and isinstance(error, QuotaExceeded) else _MOST_REFUSALS
-            give_up = job.refusals >= most and alone
-            self._starting.discard(job.number)
+            give_up = self._leaving or (job.refusals >= most and alone)
+            self._starting.pop(job.number, None)
             if not give_up:
                 wait = min(300.0, self._first_pause * 2 ** min(job.refusals - 1, 6))
                 job.not_before = time.monotonic() + wait
@@ -276,14 +293,14 @@ class Scheduler:
         with self._lock:
             if self._running.pop(job.number, None) is None:
                 return
-            self._ending.add(job.number)
+            self._ending[job.number] = job
         end = functools.partial(self._end, job, ask)
         self._in_background(functools.partial(self._guarded, job, end))
 
     def _end(self, job: Job, ask: bool) -> None:
         if ask and self._work.exists(job):  # the list was not whole
             with self._lock:
-                self._ending.discard(job.number)
+                self._ending.pop(job.number, None)
                 job.looked_at = 0.0
                 self._running[job.number] = job
             return
@@ -298,8 +315,8 @@ class Scheduler:
         with self._lock:
             if job.attempts >= _MOST_ATTEMPTS or not job.may_start or self._leaving:
                 return False
-            self._starting.discard(job.number)
-            self._ending.discard(job.number)
+            self._starting.pop(job.number, None)
+            self._ending.pop(job.number, None)
             job.submission, job.adopted = None, None
             job.not_before = time.monotonic() + self._first_pause
             self._waiting.append(job)
@@ -316,9 +333,10 @@ class Scheduler:
 
     def _done(self, job: Job, outcome: Outcome) -> None:
         with self._lock:
-            self._starting.discard(job.number)
-            self._ending.discard(job.number)
-        job.future.set_result(outcome)
+            self._starting.pop(job.number, None)
+            self._ending.pop(job.number, None)
+        with contextlib.suppress(InvalidStateError):  # cancelled, as the sweep has been left
+            job.future.set_result(outcome)
         self._wake.set()
 
 

@@ -24,6 +24,7 @@ DIRECTORY_TAG = "gce.sweep.directory"
 OUTPUT_TAG = "gce.sweep.output_dir"
 COMMAND = 'python3 "$MLFLOW_GCE_JOB"'
 BEST_ALIAS = "best"
+NOT_STARTED = "NOT_STARTED"  # in the table: a job whose sweep was left before its turn
 _PARENT = "mlflow.parentRunId"
 _NAME_LENGTH = 120
 

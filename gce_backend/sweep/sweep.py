@@ -30,6 +30,7 @@ from gce_backend.project import Source, open_source
 from gce_backend.shipment import Shipment, ship
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
+from gce_backend.submit import check_bucket
 from gce_backend.sweep.capacity import Capacity
 from gce_backend.sweep.jobs import Common, Jobs, Plan, SweepJob, quota_reader
 from gce_backend.sweep.results import Outcome, read_result
@@ -79,18 +80,19 @@ class Sweep:
         self.bundled_at = time.time()
         self._earlier: dict[str, Any] = {}
         self.common: Common | None = None
+        self.jobs = Jobs(self, settings)
+        capacity = Capacity(quota_reader(settings))
         if parent is None:
-            self.storage.check(settings.gce.prefix)
+            check_bucket(self.storage, settings.gce.prefix)
             self.common = self._prepare()
             parent = self._open_parent(self.common)
         self.parent_id = str(parent.info.run_id)
         self._parent_uri = str(parent.info.artifact_uri)
         self.table = Table()
-        self.jobs = Jobs(self, settings)
         emulated = settings.endpoints.emulated
         self.scheduler = Scheduler(
             self.jobs,
-            Capacity(quota_reader(settings)),
+            capacity,
             max_parallel=settings.gce.max_parallel,
             pause=0.5 if emulated else 1.0,
             first_pause=0.5 if emulated else 5.0,
@@ -107,10 +109,16 @@ class Sweep:
         return self.scheduler.add(job)
 
     def leave(self) -> str:
-        """Start nothing more; a sentence about what goes on."""
-        running = self.scheduler.leave()
+        """Start nothing more; a sentence about what goes on. Where nothing does, it is closed."""
+        going = self.scheduler.leave()
         self._write_table()
-        names = ", ".join(str(job.number) for job in running) or "none"
+        if not going:
+            self._close_parent("FAILED", {})
+            return (
+                f"left sweep {self.parent_id}: none of its jobs runs. The same command goes on "
+                "with it"
+            )
+        names = ", ".join(str(job.number) for job in going)
         return (
             f"left sweep {self.parent_id}. Jobs that go on by themselves, and whose instances "
             f"delete themselves at the end: {names}. The same command goes on with the sweep; "
@@ -130,12 +138,15 @@ class Sweep:
         is_well = all(row.status == "COMPLETED" for row in rows)
         self._write_table()
         tags = summary_tags(self.table, self.plan.direction)
-        try:
-            self.store.close(self.parent_id, "FINISHED" if is_well else "FAILED", tags)
-        except TrackingError as error:
-            self.warn(f"MLflow does not know yet how the sweep ended: {error}")
+        self._close_parent("FINISHED" if is_well else "FAILED", tags)
         if name := self.plan.register:
             self._register_best(name, tags.get("gce.sweep.best_run"))
+
+    def _close_parent(self, status: str, tags: dict[str, str]) -> None:
+        try:
+            self.store.close(self.parent_id, status, tags)
+        except TrackingError as error:
+            self.warn(f"MLflow does not know yet how the sweep ended: {error}")
 
     def _register_best(self, name: str, run_id: str | None) -> None:
         """Done here: instances have no way to the registry. What fails is said, and no more."""

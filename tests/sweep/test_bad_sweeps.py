@@ -113,3 +113,61 @@ def test_a_job_that_gets_no_instance_ends_the_sweep_with_what_was_answered(cloud
     assert "Traceback" not in output
     parent, children = runs(cloud)
     assert [run.info.status for run in (parent, *children)] == ["FAILED"] * 3
+
+
+#: The program with a client that breaks at its second job, once the first is this far.
+BROKEN = """
+import runpy
+import time
+
+from gce_backend.errors import TrackingError
+from gce_backend.sweep.sweep import Sweep
+
+add, jobs = Sweep.add, []
+
+def add_the_first(sweep, job):
+    jobs.append(job)
+    if job.number == 0:
+        return add(sweep, job)
+    while not ({far_enough}):
+        time.sleep(0.05)
+    raise TrackingError("the store is on fire")
+
+Sweep.add = add_the_first
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+def break_client(cloud: Any, far_enough: str) -> str:
+    """What the client of a sweep of two prints when it breaks."""
+    project(cloud, own_nodes=True)
+    (cloud.directory / "broken.py").write_text(BROKEN.format(far_enough=far_enough))
+
+    code, output = cloud.run(sys.executable, "broken.py", *COMMAND[2:], "x=1,2")
+
+    assert code == 1, output
+    assert "the store is on fire" in output
+    assert "Traceback" not in output
+    return str(output)
+
+
+def test_a_client_that_breaks_says_what_goes_on_and_how_to_come_back(cloud: Any) -> None:
+    output = break_client(cloud, "sweep.scheduler._running")
+
+    parent, (child,) = runs(cloud)
+    assert "delete themselves at the end: 0." in output
+    assert f"mlflow-gce attach {parent.info.run_id}" in output
+    code, output = cloud.mlflow_gce("attach", parent.info.run_id)
+    assert code == 0, output
+    assert cloud.client.get_run(child.info.run_id).info.status == "FINISHED"
+
+
+def test_a_client_that_breaks_with_nothing_running_leaves_nothing_open(cloud: Any) -> None:
+    cloud.emulator.inject(Fault("no_capacity", times=None))
+
+    output = break_client(cloud, "jobs[0].refusals")
+
+    parent, (child,) = runs(cloud)
+    assert "none of its jobs runs" in output
+    assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
+    assert child.data.tags["gce.end_reason"] == "submit_failed"

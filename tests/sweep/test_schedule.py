@@ -31,6 +31,8 @@ class Work:
         self.ends: dict[int, list[EndReason]] = defaultdict(lambda: [EndReason.SUCCEEDED])
         self.errors: dict[int, list[Exception]] = defaultdict(list)
         self.most = 0
+        self.abandoned: list[int] = []
+        self.warnings: list[str] = []
         self.lock = threading.Lock()
 
     def list(self) -> dict[str, str]:
@@ -65,8 +67,11 @@ class Work:
     def submitted(self, job: Any) -> Outcome:
         return Outcome("r", {"status": "SUBMITTED"})
 
+    def abandon(self, job: Any) -> None:
+        self.abandoned.append(job.number)
+
     def warn(self, text: str) -> None:
-        pass
+        self.warnings.append(text)
 
     def end(self, name: str) -> None:
         with self.lock:
@@ -234,11 +239,35 @@ def test_a_bug_in_the_work_fails_that_job_alone(work: Work, scheduler: Make) -> 
 
 def test_leaving_starts_nothing_more_and_tells_what_goes_on(work: Work, scheduler: Make) -> None:
     made = scheduler(max_parallel=1)
-    for number in range(3):
-        made.add(Job(number, settings()))
+    futures = [made.add(Job(number, settings())) for number in range(3)]
     until(lambda: work.instances)
 
     left = made.leave()
 
     assert [job.number for job in left] == [0]
     assert list(work.instances) == ["instance-0-1"]
+    assert work.abandoned == [1, 2]
+    assert all(future.cancelled() for future in futures), "somebody waits for what never comes"
+
+
+def test_a_job_that_is_refused_while_its_sweep_is_left_is_not_queued_again(
+    work: Work, scheduler: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking, go_on = threading.Event(), threading.Event()
+
+    def submit(job: Any, settings: Any) -> Submission:
+        asking.set()
+        go_on.wait(10)
+        raise NoCapacity("full")
+
+    monkeypatch.setattr(work, "submit", submit)
+    made = scheduler()
+    future = made.add(Job(0, settings()))
+    assert asking.wait(10)
+    leaving = threading.Thread(target=made.leave)
+    leaving.start()
+    until(lambda: made._leaving)
+    go_on.set()
+
+    assert future.result(timeout=10).problem == "full"
+    leaving.join()
