@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from gce_backend.errors import ConfigError, StorageError
 from gce_backend.storage_errors import check_emulator_host, translated
@@ -254,6 +254,17 @@ class Storage:
                 return bytes(self._bucket.blob(name).download_as_bytes(retry=self._retry))
             except NotFound:
                 return None
+
+    def read_into(self, name: str, file: BinaryIO) -> bool:
+        """Append the object's content to ``file``, a block at a time; False if there is none."""
+        from google.api_core.exceptions import NotFound
+
+        with translated(f"cannot read {self.uri(name)}", self):
+            try:
+                self._bucket.blob(name).download_to_file(file, retry=self._retry)
+            except NotFound:
+                return False
+        return True
 
     def read_json(self, name: str) -> Any:
         """The object's content parsed as JSON, or None if there is no such object."""

@@ -55,6 +55,17 @@ def test_a_file_is_created_once_whatever_its_size(
         storage.put_once("file", file)
 
 
+def test_an_object_streams_into_a_file(storage: Storage, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40_000
+    storage.put("big", content)
+
+    with (tmp_path / "file").open("w+b") as file:
+        assert storage.read_into("big", file) is True
+        file.seek(0)
+        assert file.read() == content
+        assert storage.read_into("none", file) is False
+
+
 def test_a_lost_reply_is_not_taken_for_somebody_elses_object(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,14 @@ from gce_backend.request import ATTEMPT, InstanceRequest
 from gce_backend.rest import Rest, compute_rest
 from gce_backend.shipment import Shipment, run_spec
 from gce_backend.submission import Submission
-from gce_backend.sweep.results import RESULT, Outcome, fetch_outputs, read_result
+from gce_backend.sweep.results import (
+    FETCH_ERRORS,
+    RESULT,
+    Outcome,
+    fetch_outputs,
+    proven_end,
+    read_result,
+)
 from gce_backend.sweep.schedule import Job
 from gce_backend.sweep.store import COMMAND, JOB_TAG, NOT_STARTED, NUMBER_TAG, OUTPUT_TAG, job_name
 from gce_backend.sync import JournalApplier
@@ -201,11 +208,16 @@ class Jobs:
             reason, problem = result.reason, result.message
         except GceBackendError as error:
             reason, problem = EndReason.RESULTS_UNVERIFIED, str(error)
-        with contextlib.suppress(GceBackendError):
+            if isinstance(error, TrackingError) and self._is_done(job):
+                reason, problem = EndReason.SUCCEEDED, ""
+                self.warn(f"job {job.number} completed; {error}")
+        try:
             told = read_result(self._sweep.storage, job.artifact_uri)
-            self.fetch(job)
+        except GceBackendError as error:
+            problem = problem or f"what job {job.number} returned is not known: {error}"
+        self.fetch(job)
         if reason is EndReason.SUCCEEDED and told.get("status") != "COMPLETED":
-            problem = f"run {submission.run_id} left no {RESULT}"
+            problem = problem or f"run {submission.run_id} left no {RESULT}"
         seconds = time.time() - submission.created_at
         outcome = Outcome(submission.run_id, told, problem, seconds)
         self._sweep.note(job, outcome)
@@ -213,18 +225,34 @@ class Jobs:
         job.applier = None
         return outcome, reason
 
+    def _is_done(self, job: SweepJob) -> bool:
+        """Whether all but telling the store is proven: success, its results, no instance."""
+        assert job.submission is not None
+        with contextlib.suppress(GceBackendError):
+            end = proven_end(self._sweep.storage, job.submission.paths)
+            return end is EndReason.SUCCEEDED and not self.exists(job)
+        return False
+
     def fetch(self, job: SweepJob) -> None:
-        """The job's files, to where they belong here."""
+        """The job's files, to where they belong here; that they cannot be fetched is only said."""
         if job.output_dir is None:
             return
-        plan = self._sweep.plan
-        kept = fetch_outputs(
-            self._sweep.storage,
-            job.artifact_uri,
-            output_dir=job.output_dir,
-            root=plan.root,
-            bundled_at=self._sweep.bundled_at,
-        )
+        try:
+            kept = fetch_outputs(
+                self._sweep.storage,
+                job.artifact_uri,
+                output_dir=job.output_dir,
+                root=self._sweep.plan.root,
+                bundled_at=self._sweep.bundled_at,
+            )
+        except (GceBackendError, *FETCH_ERRORS) as error:
+            told = str(error) if isinstance(error, GceBackendError) else repr(error)
+            self.warn(
+                f"job {job.number}: its files are not in {job.output_dir}, or not all: {told}\n"
+                "They are in the bucket, and how the job ended is not changed by this. To fetch "
+                f"them:\n  mlflow-gce pull {job.run_id}"
+            )
+            return
         if kept:
             self.warn(f"job {job.number} wrote files that changed here meanwhile; kept: {kept}")
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gce_backend.agent.paths import RunPaths
+from gce_backend.lifecycle import EndReason
+from gce_backend.proof import unproven
 from gce_backend.storage import Storage, parse_uri
 
 RESULT = "hydra/result.json"
 OUTPUTS = "hydra/outputs.tar.gz"
-_PIECE = 1 << 20
+#: What can go wrong with an archive and a disk.
+FETCH_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,14 @@ class Outcome:
         return not self.problem and self.told.get("status") == "COMPLETED"
 
 
+def proven_end(storage: Storage, paths: RunPaths) -> EndReason | None:
+    """How a run ended by its bucket alone; None where its results are not proven to be there."""
+    status = storage.read_json(paths.status)
+    if status is None or unproven(storage, paths, status):
+        return None
+    return EndReason(status["end_reason"])
+
+
 def read_result(storage: Storage, artifact_uri: str) -> dict[str, Any]:
     """``result.json`` of a job, empty when it left none."""
     bucket, root = parse_uri(artifact_uri)
@@ -53,14 +66,16 @@ def fetch_outputs(
 
     Returns:
         The project's files that were left as they are, though the job wrote them too.
+
+    Raises:
+        StorageError: the bucket did not answer.
+        FETCH_ERRORS: the archive is none, or a file cannot be written.
     """
     bucket, base = parse_uri(artifact_uri)
-    data = storage.in_bucket(bucket).read(f"{base}/{OUTPUTS}")
-    if data is None:
-        return []
     kept: list[str] = []
     with tempfile.TemporaryFile() as file:
-        file.write(data)
+        if not storage.in_bucket(bucket).read_into(f"{base}/{OUTPUTS}", file):
+            return []
         file.seek(0)
         with tarfile.open(fileobj=file) as tar:
             for member in tar:
