@@ -17,6 +17,7 @@ LAYERS = [
     {"sweep.sweep", "sweep.checks"},
     {"sweep.jobs", "sweep.payload"},
     {"sweep.schedule", "sweep.store"},
+    {"sweep.work"},
     {"sweep.capacity", "sweep.errors", "sweep.results"},
     {"backend", "catch_up"},
     {"runner", "glance", "overview", "run_finder", "doctor"},

@@ -16,8 +16,8 @@ from gce_backend.budget import within_cost
 from gce_backend.compose import check_type
 from gce_backend.config import Settings
 from gce_backend.errors import ConfigError
-from gce_backend.sweep.capacity import Capacity
-from gce_backend.sweep.jobs import SweepJob, quota_reader
+from gce_backend.sweep.capacity import Capacity, quota_reader
+from gce_backend.sweep.jobs import SweepJob
 
 log = logging.getLogger(__name__)
 

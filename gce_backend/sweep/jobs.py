@@ -1,11 +1,10 @@
-"""What is done for each job of a sweep: ``schedule.JobWork`` on the cloud."""
+"""What is done for each job of a sweep: ``work.JobWork`` on the cloud."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from gce_backend.config import Settings
 from gce_backend.console import Console
 from gce_backend.environment import Environment
 from gce_backend.errors import (
-    ComputeError,
     GceBackendError,
     NoCapacity,
     QuotaExceeded,
@@ -30,9 +28,8 @@ from gce_backend.forwarding import forward_target, permitted
 from gce_backend.interrupts import Interrupts
 from gce_backend.lifecycle import EndReason
 from gce_backend.project import EntryPoint, Source
-from gce_backend.quota import Quotas, free_quotas
 from gce_backend.request import ATTEMPT, InstanceRequest
-from gce_backend.rest import Rest, compute_rest
+from gce_backend.rest import compute_rest
 from gce_backend.shipment import Shipment, run_spec
 from gce_backend.submission import Submission
 from gce_backend.sweep.results import (
@@ -43,8 +40,8 @@ from gce_backend.sweep.results import (
     proven_end,
     read_result,
 )
-from gce_backend.sweep.schedule import Job
 from gce_backend.sweep.store import COMMAND, JOB_TAG, NOT_STARTED, NUMBER_TAG, OUTPUT_TAG, job_name
+from gce_backend.sweep.work import Job
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import Experiment
 
@@ -323,20 +320,6 @@ class Jobs:
             "env": {**spec["env"], **sweep.plan.env},
             "require": [RESULT, *spec["require"]],
         }
-
-
-def quota_reader(settings: Settings) -> Callable[[str], Quotas]:
-    """What a region's quotas leave, by Compute Engine; nothing is known where it refuses."""
-    rest: Rest = compute_rest(settings.endpoints.compute)
-
-    def read(region: str) -> Quotas:
-        path = f"projects/{settings.project}/regions/{region}"
-        try:
-            return free_quotas(rest.get(f"reading the quotas of {region}", path))
-        except ComputeError:
-            return {}
-
-    return read
 
 
 def _followed(runner: Any) -> Any:

@@ -18,15 +18,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from gce_backend.config import Settings
 from gce_backend.errors import ComputeError, GceBackendError, NoCapacity, QuotaExceeded
 from gce_backend.lifecycle import EndReason
-from gce_backend.submission import Submission
 from gce_backend.sweep.capacity import Capacity
 from gce_backend.sweep.results import Outcome
+from gce_backend.sweep.work import Job, JobWork
 
 # So many jobs are started, looked into and ended at once: that is waiting, mostly.
 _AT_ONCE = 64
@@ -38,59 +36,6 @@ _MOST_REFUSALS = 10
 _LOOK_SECONDS = 15.0  # between two looks into the bucket, for one job …
 _LOOKS_APART_SECONDS = 0.5  # … and on average between those for any two
 _GONE = ("TERMINATED", "STOPPED", "SUSPENDED")
-
-
-@dataclass
-class Job:
-    """One job, and how far it is.
-
-    Args:
-        adopted: an instance that an earlier client asked for.
-        may_start: whether it may get an instance from here; else it is only followed.
-    """
-
-    number: int
-    settings: Settings
-    adopted: Submission | None = None
-    may_start: bool = True
-    detached: bool = False
-    future: Future[Outcome] = field(default_factory=Future)
-    attempts: int = 0
-    refusals: int = 0
-    not_before: float = 0.0
-    submission: Submission | None = None
-    started_at: float = 0.0
-    looked_at: float = 0.0
-    is_being_looked_at: bool = False
-
-
-class JobWork(Protocol):
-    """What is done for a job; called from several threads."""
-
-    def list(self) -> dict[str, str]:
-        """Name and status of every instance there is."""
-
-    def submit(self, job: Any, settings: Settings) -> Submission:
-        """Everything into the bucket, and an instance. Raises GceBackendError: nothing bills."""
-
-    def look(self, job: Any) -> bool:
-        """Bring home what the job has logged; True when it has ended or given no sign of life."""
-
-    def exists(self, job: Any) -> bool: ...
-
-    def finish(self, job: Any) -> tuple[Outcome, EndReason]:
-        """Results proven, instance gone, the store told."""
-
-    def failed(self, job: Any, error: BaseException) -> Outcome:
-        """The outcome of a job that has no instance."""
-
-    def submitted(self, job: Any) -> Outcome:
-        """The outcome of a job that nobody here waits for."""
-
-    def abandon(self, job: Any) -> None:
-        """A job that was queued will not be started from here."""
-
-    def warn(self, text: str) -> None: ...
 
 
 class Scheduler:
@@ -122,6 +67,7 @@ class Scheduler:
         self._leaving = False
         self._at_once = threading.Semaphore(_AT_ONCE)
         self._trouble = ""
+        self._told_quotas: set[tuple[str, str]] = set()
         self._thread = threading.Thread(target=self._loop, name="mlflow-gce-sweep", daemon=True)
         self._thread.start()
 
@@ -197,25 +143,55 @@ class Scheduler:
         return max(self._least_pause, min(3.0, min(ages) / 20))
 
     def _start_waiting(self) -> None:
-        while True:
-            with self._lock:
-                now = time.monotonic()
-                at = next((i for i, j in enumerate(self._waiting) if j.not_before <= now), None)
-                is_full = self._max_parallel is not None and (
-                    len(self._starting) + len(self._running) + len(self._ending)
-                    >= self._max_parallel
-                )
-                if at is None or is_full or self._leaving:
-                    return
-                job = self._waiting[at]
+        full: list[Settings] = []  # what no region has room for now
+        while (job := self._next(full)) is not None:
             settings = self._capacity.reserve(job.number, job.settings)
             if settings is None:
-                return
-            with self._lock:
-                self._waiting.remove(job)
-                self._starting[job.number] = job
-            start = functools.partial(self._start, job, settings)
-            self._in_background(functools.partial(self._guarded, job, start))
+                full.append(job.settings)
+                self._tell_shortage(job)
+            else:
+                self._start_in_background(job, settings)
+        with self._lock:
+            is_idle = not (self._starting or self._running or self._ending)
+        # Nothing of ours will make room, so the figures alone must not decide: Compute Engine's own
+        # answer starts the job, or ends it.
+        if full and is_idle and (job := self._next([])) is not None:
+            settings = self._capacity.reserve(job.number, job.settings, anyway=True)
+            self._start_in_background(job, settings or job.settings)
+
+    def _next(self, full: list[Settings]) -> Job | None:
+        """The first waiting job that may start now, but for those of these settings."""
+        with self._lock:
+            at_work = len(self._starting) + len(self._running) + len(self._ending)
+            is_full = self._max_parallel is not None and at_work >= self._max_parallel
+            if is_full or self._leaving:
+                return None
+            now = time.monotonic()
+            ready = (job for job in self._waiting if job.not_before <= now)
+            return next((job for job in ready if job.settings not in full), None)
+
+    def _tell_shortage(self, job: Job) -> None:
+        """Say once what is lacking, and where that is shown."""
+        lacking = self._capacity.lacking(job.settings)
+        quotas = {(each.region, each.metric) for each in lacking}
+        if quotas <= self._told_quotas:
+            return
+        self._told_quotas |= quotas
+        self._work.warn(
+            f"job {job.number} waits for room: it takes {'; '.join(map(str, lacking))}. See:\n"
+            f"  gcloud compute regions describe {lacking[0].region} "
+            f"--project {job.settings.project}"
+        )
+
+    def _start_in_background(self, job: Job, settings: Settings) -> None:
+        with self._lock:
+            if job not in self._waiting:
+                self._capacity.release(job.number)
+                return  # the sweep has been left meanwhile
+            self._waiting.remove(job)
+            self._starting[job.number] = job
+        start = functools.partial(self._start, job, settings)
+        self._in_background(functools.partial(self._guarded, job, start))
 
     def _start(self, job: Job, settings: Settings) -> None:
         job.attempts += 1

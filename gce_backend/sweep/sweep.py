@@ -31,8 +31,8 @@ from gce_backend.shipment import Shipment, ship
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 from gce_backend.submit import check_bucket
-from gce_backend.sweep.capacity import Capacity
-from gce_backend.sweep.jobs import Common, Jobs, Plan, SweepJob, quota_reader
+from gce_backend.sweep.capacity import Capacity, quota_reader
+from gce_backend.sweep.jobs import Common, Jobs, Plan, SweepJob
 from gce_backend.sweep.results import Outcome, read_result
 from gce_backend.sweep.schedule import Scheduler
 from gce_backend.sweep.store import (

@@ -88,3 +88,17 @@ def test_spot_instances_use_preemptible_quota_only_where_there_is_any(
     capacity = Capacity(lambda region: free_quotas({"quotas": rows}), clock=lambda: 0.0)
 
     assert (capacity.reserve(0, settings(spot=True)) is not None) is fits
+
+
+def test_what_is_lacking_is_named_for_each_region() -> None:
+    free = {"europe-west1": {"CPUS": 1.0}, "us-central1": {"CPUS": 9.0, "INSTANCES": 0.0}}
+    capacity = Capacity(lambda region: dict(free[region]), clock=lambda: 0.0)
+
+    lacking = capacity.lacking(settings())
+
+    assert [str(each) for each in lacking] == [
+        "2 of CPUS in europe-west1, where 1 is left",
+        "1 of INSTANCES in us-central1, where 0 is left",
+    ]
+    assert capacity.reserve(0, settings()) is None
+    assert capacity.reserve(0, settings(), anyway=True) == settings()

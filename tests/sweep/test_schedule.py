@@ -17,7 +17,8 @@ from gce_backend.submission import Submission
 from gce_backend.sweep import schedule
 from gce_backend.sweep.capacity import Capacity
 from gce_backend.sweep.results import Outcome
-from gce_backend.sweep.schedule import Job, Scheduler
+from gce_backend.sweep.schedule import Scheduler
+from gce_backend.sweep.work import Job
 
 from .test_capacity import settings
 
@@ -91,7 +92,8 @@ def scheduler(work: Work) -> Iterator[Make]:
     made: list[Scheduler] = []
 
     def make(**options: Any) -> Scheduler:
-        capacity = Capacity(lambda region: {"CPUS": 1000.0})
+        free = options.pop("free", {"CPUS": 1000.0})
+        capacity = Capacity(lambda region: dict(free))
         options.setdefault("max_parallel", None)
         made.append(Scheduler(work, capacity, pause=0.01, first_pause=0.01, **options))
         return made[-1]
@@ -223,6 +225,30 @@ def test_a_job_without_room_waits_and_is_given_up_when_nobody_else_could_make_so
     until(lambda: work.instances)
     work.end("instance-0-1")
     assert patient.result(timeout=10).completed
+
+
+def test_a_job_that_no_quota_allows_lets_others_pass_and_then_gets_the_clouds_own_answer(
+    work: Work, scheduler: Make
+) -> None:
+    work.errors[0] = [QuotaExceeded("none at all") for _ in range(20)]
+    made = scheduler(free={"CPUS": 4.0})
+    first = made.add(Job(1, settings()))
+    until(lambda: "instance-1-1" in work.instances)
+
+    large = made.add(Job(0, settings(machine_type="n1-standard-8")))
+    second = made.add(Job(2, settings()))
+
+    until(lambda: "instance-2-1" in work.instances)
+    (told,) = work.warnings
+    assert told.startswith("job 0 waits for room: it takes 8 of CPUS in europe-west1, ")
+    assert "gcloud compute regions describe europe-west1 --project p" in told
+    work.end("instance-1-1")
+    assert first.result(timeout=10).completed
+    assert not large.done()
+    work.end("instance-2-1")
+    assert second.result(timeout=10).completed
+    assert large.result(timeout=10).problem == "none at all"
+    assert len([text for text in work.warnings if "8 of CPUS" in text]) == 1
 
 
 def test_a_bug_in_the_work_fails_that_job_alone(work: Work, scheduler: Make) -> None:
