@@ -12,6 +12,11 @@ def this_client() -> str:
     return f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}"
 
 
+def is_alive(mark: str) -> bool:
+    """Whether the client of ``mark`` certainly runs; of another host's nothing is known."""
+    return mark.partition(" ")[0] == socket.gethostname() and not is_dead(mark)
+
+
 def is_dead(mark: str) -> bool:
     """Whether the client of ``mark`` certainly does not run any more; another host's may."""
     host, _, rest = mark.partition(" ")

@@ -129,8 +129,11 @@ class Submission:
         )
 
 
-def close_abandoned(store: tracking.Tracking, run: Any) -> None:
+def close_abandoned(store: tracking.Tracking, run: Any) -> bool:
     """Terminate a run whose client died before it asked for an instance; any other is left alone.
+
+    Returns:
+        Whether it was such a run.
 
     Raises:
         TrackingError: the store does not answer.
@@ -138,5 +141,6 @@ def close_abandoned(store: tracking.Tracking, run: Any) -> None:
     tags = run.data.tags
     is_over = run.info.status in ("FINISHED", "FAILED", "KILLED")
     if tracking.INSTANCE_TAG in tags or is_over or not is_dead(tags.get(tracking.CLIENT_TAG, "")):
-        return
+        return False
     store.terminate(run.info.run_id, EndReason.SUBMIT_FAILED)
+    return True

@@ -29,7 +29,7 @@ from gce_backend.lifecycle import EndReason
 from gce_backend.project import Source, open_source
 from gce_backend.shipment import Shipment, ship
 from gce_backend.storage import Storage
-from gce_backend.submission import Submission
+from gce_backend.submission import Submission, close_abandoned
 from gce_backend.submit import check_bucket
 from gce_backend.sweep.capacity import Capacity, quota_reader
 from gce_backend.sweep.jobs import Common, Jobs, Plan, SweepJob
@@ -235,7 +235,7 @@ class Sweep:
         """An earlier child; of several for the same job the one that is furthest."""
         key = run.data.tags.get(JOB_TAG, "")
         order = ("FINISHED", "RUNNING", "SCHEDULED")
-        if run.info.status not in order:
+        if run.info.status not in order or close_abandoned(self.store, run):
             return
         known = self._earlier.get(key)
         if known is None or order.index(run.info.status) < order.index(known.info.status):
