@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.errors import HydraException
@@ -120,6 +120,18 @@ def check_leaving(config: DictConfig, jobs: Sequence[SweepJob]) -> None:
 def named(number: int, words: Sequence[str]) -> str:
     """A job, as messages name it."""
     return f"job {number} ({' '.join(words)})" if words else f"job {number}"
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of the launcher that Hydra takes as any. Raises ConfigError."""
+    for key in ("gce", "env"):
+        if not isinstance(options[key] or {}, Mapping):
+            raise ConfigError(
+                f"hydra.launcher.{key}={options[key]}: must be a map, as {{key: value}}"
+            )
+    direction = options["direction"]
+    if direction not in (None, "minimize", "maximize"):
+        raise ConfigError(f"hydra.launcher.direction={direction}: must be minimize or maximize")
 
 
 def refuse_secrets(where: str, names: Iterable[Any]) -> None:

@@ -31,6 +31,7 @@ from gce_backend.sweep.checks import (
     TypeChecks,
     check_leaving,
     check_money,
+    check_options,
     check_place,
     named,
     refuse_secrets,
@@ -68,7 +69,8 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) ->
         launcher: the plugin's object: its options, what Hydra gave it, and the sweep it keeps.
 
     Raises:
-        SweepFailed: nothing was started. A job's own failure is in its JobReturn.
+        SweepFailed: nothing was started, or the client broke; the log says then what goes on. A
+            job's own failure is in its JobReturn.
     """
     setup_globals()
     config = launcher.config
@@ -124,6 +126,7 @@ class _Batch:
             ConfigError: naming the job; nothing of this batch was started.
         """
         try:
+            check_options(self._options)
             refuse_secrets("hydra.job.env_copy", self._config.hydra.job.env_copy)
             refuse_secrets("hydra.launcher.env", self._options["env"] or {})
             composed = [self._composed(n, words) for n, words in enumerate(job_overrides, first)]
@@ -132,7 +135,8 @@ class _Batch:
             if jobs and not self._options["wait"]:
                 check_leaving(self._config, jobs)
         except ConfigError as error:
-            raise ConfigError(f"{error}\nNothing was started") from error
+            what = "Nothing" if self._launcher.sweep is None else "Nothing of this batch"
+            raise ConfigError(f"{error}\n{what} was started") from error
         return composed
 
     def _composed(self, number: int, overrides: Sequence[str]) -> tuple[DictConfig, SweepJob]:

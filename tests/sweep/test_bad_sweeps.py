@@ -47,6 +47,16 @@ WRONG = {
         False,
         "gce.max_parallel=0",
     ),
+    "no map": (["x=1,2", "hydra.launcher.gce=3"], False, "hydra.launcher.gce=3"),
+    "no map of variables": (["x=1,2", "hydra.launcher.env=[A]"], False, "hydra.launcher.env=['A']"),
+    "an unknown limit": (["x=1,2", "hydra.launcher.gce={max_hour:1}"], False, "'gce.max_hours'"),
+    "no such machine": (["x=1,2", "hydra.launcher.machine=l5"], False, "Did you mean 'l4'"),
+    "no direction": (
+        ["x=1,2", "hydra.launcher.direction=max"],
+        False,
+        "hydra.launcher.direction=max",
+    ),
+    "no such sweep": (["x=1,2", "hydra.launcher.resume=that"], False, "that"),
     "no such bucket": (["x=1,2", "hydra.launcher.gce={bucket:none-such}"], False, "none-such"),
 }
 
