@@ -3,6 +3,7 @@
 # bucket, and starts it again whenever it dies before its work is done. Standard tools of stock
 # Debian and Ubuntu images only: bash and python3. What it prints is the first serial port.
 set -u
+trap '' PIPE  # what reads our output goes early in a shutdown; the agent still has work then
 state="${STATE_DIRECTORY:-/var/lib}/mlflow-gce"
 mkdir -p "$state"
 

@@ -27,7 +27,7 @@ from .files import read_json, write_json
 from .forward import Forwarder
 from .forward_files import Files
 from .heartbeat import Heartbeat
-from .log import RunLog
+from .log import RunLog, to_console
 from .process import Trainer
 from .shipping import Shipping
 from .spec import Spec
@@ -217,9 +217,10 @@ class Attempt:
 
     def _leave(self, status: dict[str, Any]) -> None:
         """Delete the instance when its results are proven; keep it until its deadline else. What a
-        preempted one has not brought to the bucket by now is lost with it."""
+        preempted one has not brought to the bucket by now is lost with it. After ``status.json``
+        the bucket's log is complete: what is still to be said goes to the console."""
         if not status["verified"] and status["end_reason"] != PREEMPTED:
-            self._say_late("not everything is proven to be in the bucket: the instance stays")
+            to_console("not everything is proven to be in the bucket: the instance stays")
             hold = threading.Event()
             while (remaining := self._spec.deadline - time.time()) > 0:
                 hold.wait(min(30.0, remaining))
@@ -227,14 +228,10 @@ class Attempt:
         try:
             self._instance.delete_itself(time.time() + _DELETE_PATIENCE_S)
         except CloudError as error:
-            self._say_late(f"this instance could not delete itself: {error}; powering off")
-            power_off(self._say_late)
+            to_console(f"this instance could not delete itself: {error}; powering off")
+            power_off(to_console)
         else:
             self._instance.stay_until_gone(self._spec.deadline)
-
-    def _say_late(self, message: str) -> None:
-        """After ``status.json`` the bucket's log is complete; this is for the serial console."""
-        os.write(2, f"[mlflow-gce] {message}\n".encode())
 
     # -- what is told of it -------------------------------------------------------------------
 

@@ -6,12 +6,21 @@ itself: it waits for nobody, and a killed agent loses none of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 import threading
 from pathlib import Path
 
 PREFIX = "[mlflow-gce] "
+_CONSOLE_CHARACTERS = 4000
+
+
+def to_console(message: str) -> None:
+    """A line on stderr, whose other end, what runs startup scripts, leaves early in a shutdown:
+    then it is lost. It reads lines up to 64 KiB."""
+    line = f"{PREFIX}{message[:_CONSOLE_CHARACTERS]}\n".encode(errors="backslashreplace")
+    with contextlib.suppress(OSError):
+        os.write(2, line)
 
 
 class RunLog:
@@ -22,13 +31,12 @@ class RunLog:
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def say(self, message: str) -> None:
-        """A line of the agent's, in the run's log and on stderr (the serial console)."""
+        """A line of the agent's, in the run's log and on the console; never fails for either."""
         line = f"{PREFIX}{message}\n".encode(errors="backslashreplace")  # names may be no UTF-8
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # a full disk
             start = b"" if self._at_line_start() else b"\n"
             self._own_bytes += os.write(self.descriptor, start + line)
-        sys.stderr.write(line.decode())
-        sys.stderr.flush()
+        to_console(message)
 
     @property
     def trainers_bytes(self) -> int:

@@ -16,6 +16,7 @@ from .endpoint import retrying
 from .errors import AgentError, CloudError
 from .files import read_json, write_json
 from .lifecycle import Attempt
+from .log import to_console
 from .metadata import MetadataServer
 from .paths import SPEC_ATTRIBUTE
 from .spec import Spec, parse_spec
@@ -41,7 +42,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: attempt.leave(128 + number))
         attempt.run()
     except AgentError as error:
-        sys.stderr.write(f"[mlflow-gce] {error}\n")
+        to_console(str(error))
         sys.exit(1)
 
 
