@@ -73,12 +73,14 @@ class Segments:
         return read_range(self.file, self._ends[index - 1] if index else 0, self._ends[index])
 
     def send_new(self, until: float) -> None:
-        """Send all that the file has gained; CloudError when the bucket refuses until then."""
+        """Send all that the file has gained by now, not what it gains meanwhile; CloudError when
+        the bucket refuses until then."""
         with self._lock:
             if self._begun_before_restart:
                 self._find_sent(until)
+            size = size_of(self.file)
             while True:
-                if len(self._ends) == len(self.stored) and not self._begin_piece():
+                if len(self._ends) == len(self.stored) and not self._begin_piece(size):
                     return
                 number = len(self.stored)
                 start = self._ends[number - 1] if number else 0
@@ -94,9 +96,9 @@ class Segments:
             except (CloudError, OSError) as error:
                 trouble(str(error))
 
-    def _begin_piece(self) -> bool:
+    def _begin_piece(self, size: int) -> bool:
         start = self._ends[-1] if self._ends else 0
-        end = min(size_of(self.file), start + MAX_PIECE_BYTES)
+        end = min(size, start + MAX_PIECE_BYTES)
         if self._whole_lines and end > start:
             end = _end_of_line(self.file, start, end)
         if end <= start:

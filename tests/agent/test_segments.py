@@ -65,6 +65,22 @@ def test_pieces_are_bounded(sender: Sender) -> None:
     assert [item.size for item in segments.stored] == [MAX_PIECE_BYTES, MAX_PIECE_BYTES, 5]
 
 
+def test_what_grows_faster_than_it_is_sent_is_sent_as_far_as_it_was(
+    sender: Sender, front: Front
+) -> None:
+    sender.write(b"one\n")
+
+    def grow(method: str, path: str) -> None:
+        if len(front.requests) < 50:  # else it would never end
+            sender.write(b"more\n")
+
+    front.refuse = grow
+    sender.start().send_new(soon())
+
+    assert sender.bucket.get("log/000001") == b"one\n"
+    assert len(sender.bucket.names("log/")) == 1
+
+
 def test_whole_lines_are_never_cut(sender: Sender) -> None:
     long_line = b"y" * (MAX_PIECE_BYTES + 10) + b"\n"
     sender.write(b"short\n" + long_line + b"next\nhalf")
