@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .family import MARK, Family, boot_id, is_alive, start_time, stat
 from .log import RunLog
 from .relay import HOST
 from .spec import Spec
@@ -37,6 +38,7 @@ exit "$code"
 """
 _POLL_S = 0.1
 _KILLED = 128 + signal.SIGKILL
+_AFTER_KILL_S = 10.0  # a process in the kernel's hands takes its time
 # Between the start of the shell and its first note; a restarted agent waits so long for it.
 _NOTE_PATIENCE_S = 5.0
 
@@ -141,22 +143,22 @@ class Trainer:
         if self.exit_code is not None and not (self._boot_changed() and self.may_be_taken_along):
             return True
         try:
-            boot, stat = (self._notes / "process").read_text().splitlines()[:2]
+            boot, line = (self._notes / "process").read_text().splitlines()[:2]
         except (FileNotFoundError, ValueError):
             return False
-        self._pid, self._started = int(stat.split()[0]), _start_time(stat)
-        return boot == _boot_id() and self._alive()
+        self._pid, self._started = int(line.split()[0]), start_time(line)
+        return boot == boot_id() and self._alive()
 
     def start(self, launch: Launch) -> None:
         """Start the command; its output goes to the run's log."""
         shutil.rmtree(self._notes, ignore_errors=True)
         self._notes.mkdir(parents=True)
-        (self._notes / "intent").write_text(_boot_id())
+        (self._notes / "intent").write_text(boot_id())
         launch.account.own(self._notes)
         self._process = subprocess.Popen(
             ["bash", "-c", _WRAPPER, "mlflow-gce", launch.command, str(self._notes)],
             cwd=launch.workdir,
-            env=launch.variables,
+            env={**launch.variables, MARK: str(self._notes)},
             stdin=subprocess.DEVNULL,
             stdout=self._log.descriptor,
             stderr=self._log.descriptor,
@@ -164,19 +166,24 @@ class Trainer:
             **launch.account.popen(),
         )
         self._pid = self._process.pid
-        self._started = _start_time(_stat(self._pid))
+        self._started = start_time(stat(self._pid))
 
     def wait(self, stop: Stop, grace: Callable[[], float]) -> int:
         """Wait for the end, or bring it about when ``stop`` is set; returns the exit code.
 
-        The whole process group gets SIGTERM, and SIGKILL when it is still there ``grace()``
-        seconds later. What the trainer left running is killed after its end.
+        The whole process group gets SIGTERM, and everything that the trainer has started SIGKILL
+        when it is still there ``grace()`` seconds later. What it left running is killed after its
+        end; after a signal from elsewhere only then.
         """
         while self._alive():
             if stop.wait(_POLL_S) and self._alive():
-                (self._notes / "told").write_text(stop.reason)
+                with contextlib.suppress(OSError):  # a full disk; the signal matters more
+                    (self._notes / "told").write_text(stop.reason)
                 self._terminate(grace())
-        self._signal(signal.SIGKILL)
+                break
+        if (self._notes / "signalled").exists() and not self.told:
+            self._family.await_end(grace())
+        self._family.signal(signal.SIGKILL)
         code = self.exit_code
         if code is not None:
             return code
@@ -187,67 +194,28 @@ class Trainer:
 
     def cpu_seconds(self) -> float:
         """What the trainer and everything it started have used, as far as it is still there."""
-        if not self._pid:
-            return 0.0
-        ticks = 0
-        for directory in Path("/proc").glob("[0-9]*"):
-            fields = _after_name(_stat(int(directory.name)))
-            if len(fields) > 14 and fields[3] == str(self._pid):  # its session
-                ticks += sum(int(field) for field in fields[11:15])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return self._family.cpu_seconds() if self._pid else 0.0
+
+    @property
+    def _family(self) -> Family:
+        return Family(self._pid, str(self._notes))
 
     def _terminate(self, grace_seconds: float) -> None:
+        """A shell that runs several commands dies at once; what it runs may still be saving."""
         self._log.say(f"SIGTERM to the trainer; SIGKILL in {grace_seconds:.0f} s")
-        self._signal(signal.SIGTERM)
-        until = time.monotonic() + grace_seconds
-        while self._alive() and time.monotonic() < until:
-            time.sleep(_POLL_S)
-        if self._alive():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, signal.SIGTERM)
+        if not self._family.await_end(grace_seconds):
             self._log.say(f"the trainer still runs after {grace_seconds:.0f} s: SIGKILL")
-            self._signal(signal.SIGKILL)
-            until = time.monotonic() + 10
-            while self._alive() and time.monotonic() < until:
-                time.sleep(_POLL_S)
+            self._family.signal(signal.SIGKILL)
+            if not self._family.await_end(_AFTER_KILL_S):
+                self._log.say("the trainer hangs in the kernel; what there is of it is collected")
 
     def _alive(self) -> bool:
         if self._process is not None:
             return self._process.poll() is None
-        stat = _stat(self._pid)
-        return bool(stat) and _start_time(stat) == self._started and _state(stat) not in "ZX"
-
-    def _signal(self, number: int) -> None:
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._pid, number)
+        line = stat(self._pid)
+        return is_alive(line) and start_time(line) == self._started
 
     def _boot_changed(self) -> bool:
-        return (self._notes / "intent").read_text() != _boot_id()
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _stat(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-
-
-def _after_name(stat: str) -> list[str]:
-    """The fields after the command's name, which may hold spaces: proc(5), from field 3 on."""
-    return stat.rpartition(")")[2].split()
-
-
-def _state(stat: str) -> str:
-    fields = _after_name(stat)
-    return fields[0] if fields else "X"
-
-
-def _start_time(stat: str) -> str:
-    fields = _after_name(stat)
-    return fields[19] if len(fields) > 19 else ""
+        return (self._notes / "intent").read_text() != boot_id()

@@ -134,8 +134,12 @@ class TestInstance:
             },
         }
 
-    def start(self, python: str = sys.executable, *flags: str) -> None:
-        """Start the agent as the startup script does."""
+    def start(self, python: str = sys.executable, *flags: str, console: int | None = None) -> None:
+        """Start the agent as the startup script does.
+
+        Args:
+            console: a descriptor to print to, in place of the file that ``console`` reads.
+        """
         variables = {
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "STATE_DIRECTORY": str(self.root / "state"),
@@ -147,8 +151,8 @@ class TestInstance:
         self.process = subprocess.Popen(
             [python, "-I", *flags, str(self._agent)],
             env=variables,
-            stdout=log,
-            stderr=log,
+            stdout=log if console is None else console,
+            stderr=log if console is None else console,
             cwd=self.root,
         )
         log.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -137,6 +138,67 @@ def test_cancelling_lets_the_trainer_save_and_collects_it(instance: TestInstance
     assert (status["end_reason"], status["exit_code"]) == ("cancelled", 0)
     assert instance.bucket.get(f"{instance.artifacts}/workdir/saved.txt") == b"saved"
     assert status["verified"] and instance.plane.deleted
+
+
+SLOW_TO_SAVE = """
+import signal, sys, time
+def leave(number, frame):
+    time.sleep(1.5)
+    open("saved.txt", "w").write("saved")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python train.py",
+        "python train.py | cat",
+        "python train.py 2>&1 | tee out.log; echo done",
+        "if true; then python train.py && echo done; fi",
+        "bash run.sh",
+    ],
+)
+def test_whatever_shell_stands_around_it_a_trainer_has_its_time_to_save(
+    instance: TestInstance, command: str
+) -> None:
+    instance.submit(command, {"train.py": SLOW_TO_SAVE, "run.sh": "python train.py\necho done\n"})
+    instance.start()
+    wait_for(lambda: "ready" in instance.log, "the trainer is ready")
+
+    instance.cancel()
+
+    assert instance.wait()["end_reason"] == "cancelled"
+    assert instance.bucket.get(f"{instance.artifacts}/workdir/saved.txt") == b"saved"
+
+
+def test_what_a_trainer_leaves_in_a_session_of_its_own_ends_with_it(
+    instance: TestInstance,
+) -> None:
+    """Else what it goes on printing would keep the log, and the instance, for ever."""
+    talker = "while :; do echo still here; done"
+    status = instance.run(f"setsid bash -c '{talker}' & echo $! > pid; sleep 1")
+
+    assert (status["end_reason"], status["verified"]) == ("succeeded", True)
+    assert instance.plane.deleted
+    wait_for(lambda: not _runs(int((instance.state / "work" / "pid").read_text())), "it is gone")
+
+
+def test_the_run_does_not_depend_on_who_reads_its_console(instance: TestInstance) -> None:
+    """What runs startup scripts goes away early in a shutdown, and with it the other end."""
+    instance.submit("sleep 1; exit 3")
+    reading, writing = os.pipe()
+    os.close(reading)
+    instance.start(console=writing)
+    os.close(writing)
+
+    status = instance.wait()
+
+    assert (status["end_reason"], status["verified"]) == ("exited_nonzero", True)
+    assert "exit code 3" in instance.log and instance.plane.deleted
 
 
 def test_a_cancel_object_in_the_bucket_is_the_second_way(instance: TestInstance) -> None:

@@ -52,9 +52,20 @@ def test_it_is_ended_where_that_is_wished(instance: TestInstance) -> None:
     assert instance.bucket.get(f"{instance.artifacts}/workdir/gained") == b"x\n"
 
 
-@pytest.mark.parametrize("life", ["while :; do :; done", "while sleep 0.3; do echo on; done"])
+@pytest.mark.parametrize(
+    "life",
+    [
+        "while :; do :; done",
+        "while sleep 0.3; do echo on; done",
+        'setsid --wait bash -c "while :; do :; done"',  # torchrun's workers are so
+    ],
+)
 def test_one_that_computes_or_prints_is_alive(instance: TestInstance, life: str) -> None:
-    instance.run(f"timeout 7 bash -c '{life}'; true", stall_minutes=3 * SECOND, stall_end=True)
+    instance.run(
+        f"timeout -s KILL 7 bash -c '{life}'; true",
+        stall_minutes=3 * SECOND,
+        stall_end=True,
+    )
 
     assert instance.status["end_reason"] == "succeeded"
     assert tags(instance) == []
