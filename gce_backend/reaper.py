@@ -114,7 +114,7 @@ def judge(instance: FoundInstance, evidence: Evidence, now: float) -> Verdict:
     if evidence.unreadable:
         return Verdict(Fate.UNREADABLE, evidence.unreadable, _describe(instance))
     status = evidence.status
-    if status is not None and int(status.get("attempt", 1)) >= instance.attempt:
+    if status is not None and _is_of(status, instance):
         return _ended(instance, evidence, str(status.get("end_reason", "")))
     if instance.is_stopped:
         why = f"{instance.status} without a status.json; its disk bills, with what it had not saved"
@@ -125,6 +125,11 @@ def judge(instance: FoundInstance, evidence: Evidence, now: float) -> Verdict:
 
 def is_overdue(instance: FoundInstance, now: float) -> bool:
     return instance.deadline is not None and now > instance.deadline
+
+
+def _is_of(status: dict[str, Any], instance: FoundInstance) -> bool:
+    """Whether a status.json tells of this instance; an earlier attempt's says nothing of it."""
+    return int(status.get("attempt", 1)) >= instance.attempt
 
 
 def _ended(instance: FoundInstance, evidence: Evidence, reason: str) -> Verdict:
@@ -258,7 +263,7 @@ class EvidenceReader:
                 if alive.phase not in ("", "collecting") and not _is_silent(alive, instance):
                     return alive
             status = storage.read_json(instance.paths.status)
-            if status is not None:
+            if status is not None and _is_of(status, instance):
                 missing = tuple(unproven(storage, instance.paths, status))
                 return Evidence(status=status, missing=missing)
             return _alive(storage.read_json(instance.paths.heartbeat), instance)

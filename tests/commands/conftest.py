@@ -276,12 +276,14 @@ class Cloud:
         }
         self.put(paths.status, status, bucket)
 
-    def beats(self, run_id: str, *, ago: float = 0.0, phase: str = "running") -> None:
+    def beats(
+        self, run_id: str, *, ago: float = 0.0, phase: str = "running", attempt: int = 1
+    ) -> None:
         """A heartbeat, ``ago`` seconds old."""
         now = time.time() - ago
         value = {
             "at": now,
-            "attempt": 1,
+            "attempt": attempt,
             "instance": f"mlflow-{run_id}-1",
             "phases": [{"phase": "fetching", "at": now - 20}, {"phase": phase, "at": now - 10}],
             "segments": {"log": 2, "journal": 0},

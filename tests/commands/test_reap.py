@@ -208,6 +208,23 @@ def test_a_silent_instance_is_reset_once_and_only_when_asked(cloud, monkeypatch)
     assert cloud.left() == {silent, never, short, working}
 
 
+def test_a_second_attempt_is_judged_by_its_own_heartbeat_and_not_by_the_first_ones_status(
+    cloud, monkeypatch
+):
+    monkeypatch.setattr(reaper, "time", types.SimpleNamespace(time=lambda: time.time() + 1000))
+    second = cloud.instance(labels={"mlflow-gce-attempt": "2"})
+    cloud.ends(second, reason="preempted")
+    cloud.beats(second, ago=-1000, attempt=2)
+    before = len(cloud.emulator.calls)
+
+    done = cloud.run(*COLLECT)
+
+    assert done.returncode == 0, done.stderr
+    assert [c for c in cloud.emulator.calls[before:] if c.name == "instances.reset"] == []
+    (shown,) = cloud.json("ps")
+    assert (shown["phase"], shown["verdict"], shown["note"]) == ("running", "working", "")
+
+
 def test_the_quick_look_takes_the_callers_own_proven_ones_alone(cloud, monkeypatch):
     for name, value in {**cloud.environ, "MLFLOW_GCE_GLANCE": ""}.items():
         monkeypatch.setenv(name, value)
