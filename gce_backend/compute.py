@@ -12,7 +12,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias, TypeVar
 
-from gce_backend.compute_errors import from_operation, is_transient, translated
+from gce_backend.compute_errors import (
+    from_operation,
+    is_transient,
+    may_have_effect,
+    translated,
+)
 from gce_backend.errors import (
     AlreadyExists,
     ComputeError,
@@ -75,6 +80,15 @@ class Compute:
         """
         from google.cloud import compute_v1
 
+        unanswered: list[Exception] = []
+
+        def send() -> Any:
+            try:
+                return self._instances.insert_unary(request, timeout=_CALL_SECONDS)
+            except Exception as error:
+                unanswered.extend([error] if may_have_effect(error) else [])
+                raise
+
         what = f"creating instance {body['name']!r} in {zone}"
         request = compute_v1.InsertInstanceRequest(
             project=self.project,
@@ -84,15 +98,22 @@ class Compute:
         )
         try:
             with translated(what):
-                operation = self._call(
-                    lambda: self._instances.insert_unary(request, timeout=_CALL_SECONDS)
-                )
-                self._finish(what, zone, operation, seconds=_INSERT_SECONDS)
+                self._finish(what, zone, self._call(send), seconds=_INSERT_SECONDS)
         except AlreadyExists:
             # An earlier insert of ours took effect, and its reply did not reach us. Not ours:
             # its labels say so, and it is left alone.
-            if self.get(zone, body["name"]).get("labels") != body.get("labels"):
+            try:
+                found = self.get(zone, body["name"])
+            except PermissionDenied as error:
+                raise OperationTimeout(f"{what}: it exists already, and {error}") from error
+            if found.get("labels") != body.get("labels"):
                 raise
+        except PermissionDenied as error:  # of this try: the one before may have made it
+            if not unanswered:
+                raise
+            raise OperationTimeout(
+                f"{error}; a try before it got no answer ({unanswered[0]})"
+            ) from error
 
     def start(self, zone: str, name: str) -> None:
         """Start a stopped instance and wait until its operation has ended.

@@ -68,6 +68,18 @@ def is_transient(error: Exception) -> bool:
     return error.code in _RETRIED_STATUS or bool(reasons & _RATE_LIMIT)
 
 
+def may_have_effect(error: Exception) -> bool:
+    """Whether a request that failed so may have been carried out all the same."""
+    import google.auth.exceptions
+    from google.api_core import exceptions
+
+    if isinstance(error, google.auth.exceptions.GoogleAuthError):
+        return False  # without a token it was not even sent
+    if isinstance(error, exceptions.GoogleAPICallError):
+        return int(error.code or 500) >= 500
+    return is_transient(error)
+
+
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Raise our errors for the library's; ``what`` begins the message: the call and its object.

@@ -14,6 +14,7 @@ from gce_backend.errors import (
     InternalError,
     NoCapacity,
     NotOffered,
+    OperationTimeout,
     PermissionDenied,
 )
 
@@ -164,6 +165,27 @@ def test_an_instance_of_ours_that_is_there_already_is_adopted(emulator, compute)
         compute.insert(ZONE, {**machine, "labels": {"mlflow-gce-run": "r2"}})
 
     assert len(emulator.instances()) == 1
+
+
+def test_a_refusal_after_an_insert_without_an_answer_says_that_it_may_be_there(emulator, compute):
+    """The permission, or the login, went between the two tries; the first one took effect."""
+    machine = body()
+    emulator.inject(Fault("reply_lost_after", "instances.insert"))
+    emulator.inject(Fault("forbidden", "instances.insert", times=None))
+
+    with pytest.raises(OperationTimeout, match="a try before it got no answer"):
+        compute.insert(ZONE, machine)
+
+    assert [each["name"] for each in emulator.instances()] == [machine["name"]]
+
+
+def test_one_that_exists_and_cannot_be_looked_at_may_be_ours(emulator, compute):
+    machine = body()
+    compute.insert(ZONE, machine)
+    emulator.inject(Fault("forbidden", "instances.get", times=None))
+
+    with pytest.raises(OperationTimeout, match="it exists already"):
+        compute.insert(ZONE, machine)
 
 
 def test_no_capacity_is_no_matter_of_patience(emulator, compute):

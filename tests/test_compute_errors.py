@@ -1,10 +1,16 @@
 """What Compute Engine answers, in our terms: decided by code and reason."""
 
+import google.auth.exceptions
 import pytest
 import requests
 from google.api_core import exceptions
 
-from gce_backend.compute_errors import from_operation, is_transient, translated
+from gce_backend.compute_errors import (
+    from_operation,
+    is_transient,
+    may_have_effect,
+    translated,
+)
 from gce_backend.errors import (
     ComputeError,
     InstanceNotFound,
@@ -156,3 +162,19 @@ TRANSIENT = [
 @pytest.mark.parametrize(("error", "expected"), TRANSIENT)
 def test_only_what_may_pass_is_tried_again(error, expected):
     assert is_transient(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "may"),
+    [
+        (requests.ConnectionError("broken pipe"), True),
+        (requests.Timeout("60 s"), True),
+        (exceptions.ServiceUnavailable("503"), True),
+        (exceptions.TooManyRequests("429"), False),
+        (exceptions.Forbidden("403"), False),
+        (google.auth.exceptions.RefreshError("reauthentication is needed"), False),
+        (google.auth.exceptions.TransportError("no token"), False),
+    ],
+)
+def test_what_may_have_had_an_effect_though_its_answer_did_not_come(error, may):
+    assert may_have_effect(error) is may

@@ -58,6 +58,7 @@ class Lab:
     storage: Storage
     home: Path
     patch: pytest.MonkeyPatch
+    patience: float = 0.0  # seconds for which a call is repeated
 
     def settings(self, **parameters: str) -> Settings:
         zones = "[europe-west1-b,europe-west4-a]"
@@ -80,7 +81,7 @@ class Lab:
 
     def compute(self) -> Compute:
         url = self.emulator.compute_url
-        return Compute(self.emulator.project, endpoint=url, retry_seconds=0.0)
+        return Compute(self.emulator.project, endpoint=url, retry_seconds=self.patience)
 
     def fault(self, kind: str, method: str = "", **more: Any) -> None:
         self.emulator.inject(Fault(kind, method, times=None, **more))
@@ -180,6 +181,14 @@ def quota_of_all_regions(lab: Lab) -> None:
 
 def no_permission_to_insert(lab: Lab) -> None:
     lab.fault("forbidden", "instances.insert")
+    lab.ask()
+
+
+def no_permission_after_a_lost_insert(lab: Lab) -> None:
+    lab.patience = 10.0
+    lab.emulator.inject(Fault("reply_lost_after", "instances.insert"))
+    lab.fault("forbidden", "instances.insert")
+    lab.fault("forbidden", "instances.delete")
     lab.ask()
 
 
@@ -310,6 +319,7 @@ RAISED: dict[Callable[[Lab], None], type[GceBackendError]] = {
     quota_of_a_region: errors.QuotaExceeded,
     quota_of_all_regions: errors.QuotaExceeded,
     no_permission_to_insert: errors.PermissionDenied,
+    no_permission_after_a_lost_insert: errors.CleanupError,
     request_refused: errors.ComputeError,
     insert_without_an_end: errors.OperationTimeout,
     api_away_at_the_insert: errors.ComputeError,
