@@ -23,8 +23,8 @@ from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 
 _TICK_SECONDS = 1.0
-_SILENCE_SECONDS = 60.0  # a heartbeat comes every five
-_COLLECTING_SECONDS = 600.0  # the agent collects for five minutes at least, however the bucket is
+# An agent that cannot reach the bucket goes on saving for so long at least (agent/lifecycle.py).
+_SAVING_SECONDS = 300.0
 
 #: The agent's phases, as lines on the console and as phases of the lifecycle.
 _PHASES = {
@@ -61,7 +61,8 @@ class Limits:
     Args:
         boot_seconds: from when the instance is seen running to its first sign of life.
         grace_seconds: from SIGTERM to SIGKILL on the instance.
-        cancel_seconds: from a cancel to giving the agent up; None: what its own limits add up to.
+        cancel_seconds: how long a cancelled agent may give no sign of life before it is given up;
+            None: what its own limits add up to.
         sync_seconds: how long a tracking store may stay away at the end.
     """
 
@@ -106,7 +107,9 @@ class Follower:
         self._shown: list[tuple[str, float]] = []
         self._cancelled_at: float | None = None
         self._bucket_is_away = False
+        self._answers_since = self._started
         self._heartbeat: dict[str, Any] = {}
+        self._sign_at = self._started  # time.monotonic() of the last new heartbeat
 
     def follow(self) -> End:
         """Block until the attempt has ended.
@@ -157,6 +160,7 @@ class Follower:
     def _bucket_answered(self) -> None:
         if self._bucket_is_away:
             self._bucket_is_away = False
+            self._answers_since = time.monotonic()
             self._console.warn("the bucket answers again")
 
     def _heed_cancel(self) -> None:
@@ -170,27 +174,26 @@ class Follower:
             self._cancelled_at = time.monotonic()
 
     def _too_late(self) -> End | None:
-        limits = self._limits
+        """An agent that nothing was heard of for too long, while it could have been heard."""
+        limits, now = self._limits, time.monotonic()
         since = self._watch.running_since
         if since is None:  # an insert waits for its turn, or Compute Engine does not answer
             since = self._started + limits.boot_seconds
-        if not self._shown and time.monotonic() > since + limits.boot_seconds:
+        if not self._shown and now > max(since, self._answers_since) + limits.boot_seconds:
             return End(None, EndReason.BOOT_TIMEOUT, "the instance gave no sign of life in time")
         if self._cancelled_at is not None:
-            waited = time.monotonic() - self._cancelled_at
-            if waited > self._cancel_limit():
-                return End(None, EndReason.CANCELLED, self._wedged(waited))
+            silent_since = max(self._cancelled_at, self._answers_since, self._sign_at)
+            if now - silent_since > self._cancel_limit():
+                return End(None, EndReason.CANCELLED, self._wedged(now - self._cancelled_at))
         if time.time() > self._submission.deadline:
             return End(None, EndReason.DEADLINE, "the instance's deadline has passed")
         return None
 
     def _cancel_limit(self) -> float:
-        """How long a cancelled agent may take: one that shows life has its results to save."""
+        """How long a cancelled agent may be silent: one that cannot be heard may still save."""
         if self._limits.cancel_seconds is not None:
             return self._limits.cancel_seconds
-        least = 2 * self._limits.grace_seconds + 60
-        is_silent = time.time() - self._heartbeat.get("at", 0.0) > _SILENCE_SECONDS
-        return least if is_silent else least + _COLLECTING_SECONDS
+        return 2 * self._limits.grace_seconds + _SAVING_SECONDS
 
     def _wedged(self, waited: float) -> str:
         """What is known when an agent is given up: what it did, and so what may be lost."""
@@ -206,6 +209,8 @@ class Follower:
         if int(heartbeat.get("attempt", 1)) != self._submission.attempt:
             return  # an earlier attempt's last
         self._watch.is_known = True
+        if heartbeat.get("at") != self._heartbeat.get("at"):  # by our clock: theirs may be wrong
+            self._sign_at = time.monotonic()
         self._heartbeat = heartbeat
         for item in heartbeat.get("phases", [])[len(self._shown) :]:
             self._enter(item["phase"], float(item["at"]))
