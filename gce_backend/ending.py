@@ -61,7 +61,7 @@ class Ending:
             self._storage.put(here.paths.cancel, b"the insert was given up\n")
         serial = "" if end.status else self._compute.serial_output(here.zone, here.instance)
         try:
-            self.delete()
+            self.delete(end.at)
         except CleanupError:
             if not goes_on:
                 self._try_to_write_end(end.reason, end.status)
@@ -75,16 +75,25 @@ class Ending:
             return EndReason.RESULTS_UNVERIFIED
         return reason
 
-    def delete(self) -> None:
-        """Delete the instance; said to be done only after a GET said 404. Raises CleanupError."""
-        self._enter(Phase.DELETING, time.time())
+    def delete(self, last_seen: float = 0.0) -> None:
+        """Delete the instance; said to be done only after a GET said 404.
+
+        Args:
+            last_seen: unix seconds of the last that is known of it. When it has gone without us,
+                its time ends then, and not when somebody looks again; 0: it ends now.
+
+        Raises:
+            CleanupError: it may still exist and bill.
+        """
+        gone_at = last_seen if last_seen and not self._is_there() else float("inf")
+        self._enter(Phase.DELETING, min(gone_at, time.time()))
         started = time.monotonic()
         try:
             delete(self._compute, self._submission)
         except CleanupError:
             self._enter(Phase.ORPHANED, time.time())
             raise
-        self._enter(Phase.DELETED, time.time())
+        self._enter(Phase.DELETED, min(gone_at, time.time()))
         self._console.phase(
             "deleted", time.monotonic() - started, f"{self._submission.instance}: GET says 404"
         )

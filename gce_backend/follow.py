@@ -14,7 +14,7 @@ from typing import Any
 from gce_backend.cancelling import Cancelling
 from gce_backend.console import Console
 from gce_backend.errors import FollowingLost, StorageError
-from gce_backend.instance_watch import InstanceWatch
+from gce_backend.instance_watch import InstanceWatch, Loss
 from gce_backend.interrupts import Interrupts
 from gce_backend.lifecycle import EndReason, Phase
 from gce_backend.livelog import LiveLog
@@ -45,6 +45,7 @@ class End:
         detail: one sentence for the user.
         taken: Compute Engine took the instance; nobody asked for that.
         stopped: the instance is stopped; its disk is there.
+        at: unix seconds of the last that is known of the instance at work; 0: nothing is.
     """
 
     status: dict[str, Any] | None
@@ -52,6 +53,23 @@ class End:
     detail: str = ""
     taken: bool = False
     stopped: bool = False
+    at: float = 0.0
+
+    @classmethod
+    def told(cls, status: dict[str, Any]) -> End:
+        """The end that an attempt's status.json tells of."""
+        reason, at = EndReason(status["end_reason"]), float(status.get("written_at") or 0.0)
+        return cls(status, reason, status.get("message", ""), taken=True, at=at)
+
+    @classmethod
+    def lost(cls, loss: Loss, last_sign: float = 0.0) -> End:
+        """The end of an attempt that left no status.
+
+        Args:
+            last_sign: unix seconds of its last heartbeat; 0: none is known.
+        """
+        at = loss.at or last_sign
+        return cls(None, loss.reason, loss.detail, taken=loss.taken, stopped=loss.stopped, at=at)
 
 
 @dataclass(frozen=True)
@@ -143,12 +161,11 @@ class Follower:
         if status is not None and int(status.get("attempt", 1)) >= self._submission.attempt:
             self._log.finish()
             self._show_last_phase(status)
-            reason = EndReason(status["end_reason"])
-            return End(status, reason, status.get("message", ""), taken=True)
+            return End.told(status)
         if loss is None:
             return None
         self._log.finish()
-        return End(None, loss.reason, loss.detail, taken=loss.taken, stopped=loss.stopped)
+        return End.lost(loss, last_sign=float(self._heartbeat.get("at", 0.0)))
 
     def _bucket_did_not_answer(self, error: StorageError) -> None:
         if not error.transient or time.time() > self._submission.deadline:

@@ -61,21 +61,32 @@ class History:
 
 
 def seconds_used(events: Iterable[Event]) -> float:
-    """How long instances have existed, over all attempts, as far as was seen."""
-    first: dict[int, float] = {}
-    last: dict[int, float] = {}
-    for event in events:
-        if event.phase is not Phase.QUEUED:
-            first.setdefault(event.attempt, event.at)
-            last[event.attempt] = max(event.at, last.get(event.attempt, event.at))
-    return sum(last[attempt] - first[attempt] for attempt in first)
+    """How long instances have existed, over all attempts, as far as was seen.
+
+    An attempt that was asked for again had come to nothing before; one that nothing is known of
+    but the asking never was.
+    """
+    lives: dict[int, list[float]] = {}
+    for event in sorted(events, key=lambda each: (each.attempt, each.at)):
+        if event.phase is Phase.CREATING:
+            lives[event.attempt] = [event.at]
+        elif event.phase is not Phase.QUEUED:
+            lives.setdefault(event.attempt, [event.at]).append(event.at)
+    return sum(life[-1] - life[0] for life in lives.values())
 
 
 def _is_known(event: Event, events: list[Event]) -> bool:
-    same = [each for each in events if each.attempt == event.attempt]
+    life: list[Event] = []  # of the instance that was asked for last
+    for each in events:
+        if each.attempt == event.attempt:
+            life = [each] if each.phase is Phase.CREATING else [*life, each]
+    if event.phase is Phase.CREATING:
+        return any(each.phase is event.phase and each.at == event.at for each in life)
+    if life and life[-1].phase is Phase.DELETED:
+        return True  # whoever comes back and looks again adds nothing
     if event.phase in _REPEATED:
-        return bool(same) and same[-1].phase is event.phase
-    return any(each.phase is event.phase and each.why == event.why for each in same)
+        return bool(life) and life[-1].phase is event.phase
+    return any(each.phase is event.phase and each.why == event.why for each in life)
 
 
 def _plain(events: Iterable[Event]) -> list[dict[str, Any]]:

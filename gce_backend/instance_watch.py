@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from gce_backend.compute import Compute
@@ -34,12 +35,14 @@ class Loss:
         detail: one sentence, of what came back.
         taken: Compute Engine took it; nobody asked for that.
         stopped: it exists, with its disk.
+        at: unix seconds at which it went, by Compute Engine's record; 0 where that has nothing.
     """
 
     reason: EndReason
     detail: str
     taken: bool = False
     stopped: bool = False
+    at: float = 0.0
 
 
 class InstanceWatch:
@@ -91,10 +94,10 @@ class InstanceWatch:
         here = self._submission
         operations = self._compute.operations_on(here.zone, here.instance)
         kinds = {str(each.get("operationType")) for each in operations}
+        at = _went_at(operations)
         if "compute.instances.preempted" in kinds:
-            return Loss(
-                EndReason.PREEMPTED, f"Compute Engine took {here.instance!r} back", taken=True
-            )
+            detail = f"Compute Engine took {here.instance!r} back"
+            return Loss(EndReason.PREEMPTED, detail, taken=True, at=at)
         if not self.is_known and not _was_made(operations):
             return self._never_made(operations)
         detail = f"instance {here.instance!r} no longer exists (404), and it left no status"
@@ -105,18 +108,18 @@ class InstanceWatch:
             for each in operations
         )
         if by_system or time.time() > here.deadline:
-            return Loss(EndReason.DEADLINE, f"{detail}: its deadline has passed")
-        return Loss(EndReason.INSTANCE_LOST, f"{detail}: somebody deleted it")
+            return Loss(EndReason.DEADLINE, f"{detail}: its deadline has passed", at=at)
+        return Loss(EndReason.INSTANCE_LOST, f"{detail}: somebody deleted it", at=at)
 
     def _never_made(self, operations: Sequence[dict[str, Any]]) -> Loss | None:
         """None as long as an insert may still take effect."""
         here = self._submission
         if any(each.get("status") != "DONE" for each in operations):
             return None
-        patience = _LATE_SECONDS if is_dead(here.client) else _INSERT_SECONDS
-        if not operations and time.time() < here.created_at + patience:
+        if not operations and not has_given_up(here):
             return None
-        return Loss(EndReason.SUBMIT_FAILED, f"instance {here.instance!r} was never created")
+        detail = f"instance {here.instance!r} was never created"
+        return Loss(EndReason.SUBMIT_FAILED, detail, at=here.created_at)
 
     def _kinds(self) -> set[str]:
         here = self._submission
@@ -130,6 +133,12 @@ class InstanceWatch:
         return kinds
 
 
+def has_given_up(submission: Submission) -> bool:
+    """Whether the client that announced this instance will not ask for it any more."""
+    patience = _LATE_SECONDS if is_dead(submission.client) else _INSERT_SECONDS
+    return time.time() > submission.created_at + patience
+
+
 def _was_made(operations: Sequence[dict[str, Any]]) -> bool:
     """Whether an insert took effect, and so an instance existed."""
     return any(
@@ -139,6 +148,17 @@ def _was_made(operations: Sequence[dict[str, Any]]) -> bool:
         and not each.get("httpErrorStatusCode")
         for each in operations
     )
+
+
+def _went_at(operations: Sequence[dict[str, Any]]) -> float:
+    """When the last operation that takes an instance away was at work; 0 where there is none."""
+    times = [
+        datetime.fromisoformat(str(each.get("endTime") or each["insertTime"])).timestamp()
+        for each in operations
+        if each.get("operationType") in ("delete", "compute.instances.preempted")
+        and (each.get("endTime") or each.get("insertTime"))
+    ]
+    return max(times, default=0.0)
 
 
 def _because(kinds: set[str]) -> str:

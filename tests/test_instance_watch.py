@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -29,6 +30,10 @@ HERE = Submission(
 )
 
 
+def at(number):
+    return f"2026-11-01T00:00:0{number}.000-07:00"
+
+
 class Api:
     def __init__(self, status, operations=()):
         self.status, self.operations = status, operations
@@ -40,7 +45,7 @@ class Api:
 
     def operations_on(self, zone, name):
         return [
-            {"operationType": kind, "status": "DONE", "insertTime": str(number), **more}
+            {"operationType": kind, "status": "DONE", "insertTime": at(number), **more}
             for number, (kind, more) in enumerate(self.operations)
         ]
 
@@ -93,6 +98,17 @@ def test_a_loss_is_told_by_its_operations(status, operations, reason, taken, sto
     found = loss(status, *operations)
 
     assert (found.reason, found.taken, found.stopped) == (reason, taken, stopped)
+
+
+def test_it_went_when_its_operation_says_and_not_when_somebody_looks():
+    went = datetime(2026, 11, 1, 7, 0, 1, tzinfo=UTC).timestamp()
+    later = {"endTime": "2026-11-01T00:00:05.000-07:00"}
+
+    assert loss(GONE, INSERTED, ("delete", {})).at == went
+    assert loss(GONE, INSERTED, ("compute.instances.preempted", later)).at == went + 4
+    assert loss(GONE, INSERTED).at == 0, "nobody knows"
+    here = dataclasses.replace(HERE, created_at=7.0)
+    assert loss(GONE, ("insert", {"error": {"errors": []}}), here=here).at == 7.0, "it never was"
 
 
 def test_one_that_compute_engine_deleted_at_its_deadline():
