@@ -15,6 +15,8 @@ from gce_backend.errors import ComputeError, InstanceNotFound, StorageError
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 
+WISH = b"cancel\n"  # what a person's cancel has in the bucket
+
 _PAUSE_SECONDS = 5.0
 _TRIES = 60
 
@@ -72,7 +74,7 @@ class Cancelling:
         return work
 
     def _by_object(self) -> None:
-        self._storage.put(self._submission.paths.cancel, b"cancel\n")
+        self._storage.put(self._submission.paths.cancel, WISH)
 
     def _by_attribute(self) -> None:
         here = self._submission

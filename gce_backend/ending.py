@@ -12,7 +12,7 @@ from gce_backend.errors import CleanupError, ComputeError, ResultsUnverified
 from gce_backend.follow import End
 from gce_backend.lifecycle import EndReason, Phase
 from gce_backend.proof import unproven
-from gce_backend.request import delete
+from gce_backend.request import delete, give_up
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 
@@ -57,8 +57,10 @@ class Ending:
         elif end.reason is EndReason.INSTANCE_LOST and self._is_there():
             self._keep([f"{here.uri}/status.json"], end)
         if end.reason is EndReason.SUBMIT_FAILED:
+            if goes_on:
+                return ""  # there is none; one of its name may be another client's by now
             # An insert that is still under way makes an instance that ends itself.
-            self._storage.put(here.paths.cancel, b"the insert was given up\n")
+            give_up(self._storage, here.paths)
         serial = "" if end.status else self._compute.serial_output(here.zone, here.instance)
         try:
             self.delete(end.at)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 from gce_backend.agent.paths import RunPaths
 from gce_backend.budget import usd_per_hour
+from gce_backend.claims import Claim, ClaimLost
 from gce_backend.compute import Compute
 from gce_backend.config import Settings
 from gce_backend.console import Console
@@ -46,6 +47,7 @@ from gce_backend.submission import Submission
 from gce_backend.tracking import Tracking
 
 ATTEMPT = 1  # of a run that has just been made
+GIVEN_UP = b"the insert was given up\n"
 
 # The label a reaper goes by counts from the submit, the instance's own run time from RUNNING.
 _BOOT_SLACK_SECONDS = 900
@@ -60,6 +62,7 @@ class InstanceRequest:
         attempt: which one, from 1.
         avoid: a zone to ask last: the one that an earlier attempt was taken back in.
         storage: the run's bucket; opened when it is needed, if none is given.
+        claim: of a further attempt, which another client may want to ask for as well.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class InstanceRequest:
         attempt: int = ATTEMPT,
         avoid: str = "",
         storage: Storage | None = None,
+        claim: Claim | None = None,
     ) -> None:
         self._settings = settings
         self._agent = agent
@@ -83,6 +87,7 @@ class InstanceRequest:
         self._interrupts = interrupts
         self._attempt = attempt
         self._avoid = avoid
+        self._claim = claim
         self._storage = storage or Storage(settings.bucket, project=settings.project)
         self._compute = Compute(settings.project, endpoint=settings.endpoints.compute)
 
@@ -92,6 +97,7 @@ class InstanceRequest:
         Raises:
             NoCapacity, InternalError, NotOffered, QuotaExceeded, PermissionDenied, ComputeError:
                 no instance exists.
+            ClaimLost: none of ours does; another client asks for it.
             CleanupError: one may.
         """
         refused: list[tuple[Settings, str, GceBackendError]] = []
@@ -133,7 +139,7 @@ class InstanceRequest:
         return told
 
     def _in(self, settings: Settings, zone: str) -> Submission:
-        run_id, now = self._paths.run_id, time.time()
+        run_id, now = self._paths.run_id, round(time.time(), 3)
         submission = Submission(
             run_id=run_id,
             project=settings.project,
@@ -150,7 +156,9 @@ class InstanceRequest:
             ssh_via=settings.gce.ssh_via,
         )
         # The intent is written down before the insert: whoever comes after a crash knows where
-        # to look.
+        # to look. The claim first: whoever lost it must not write over what the other one wrote.
+        if self._claim:
+            self._claim.announce(submission)
         machine_type = {"gce.machine_type": settings.machine.machine_type}
         self._tracking.set_tags(run_id, {**submission.tags(), **machine_type})
         History(self._storage, self._paths).record(
@@ -172,6 +180,8 @@ class InstanceRequest:
         try:
             with self._deleted_on_error(submission):
                 self._compute.insert(zone, body)
+                if self._claim:
+                    self._claim.confirm()
         except BaseException:
             self._interrupts.defer(before)
             raise
@@ -199,13 +209,13 @@ class InstanceRequest:
             yield
         except (PermissionDenied, AlreadyExists, NotOffered):
             raise  # refused before anything was made; what bears the name is not ours
-        except (NoCapacity, InternalError, QuotaExceeded) as error:
+        except (NoCapacity, InternalError, QuotaExceeded, ClaimLost) as error:
             delete(self._compute, submission, because=str(error))
             raise
         except BaseException as error:
             if not isinstance(error, ComputeError) or error.transient:
                 with contextlib.suppress(StorageError):
-                    self._storage.put(self._paths.cancel, b"the insert was given up\n")
+                    give_up(self._storage, self._paths)
             delete(self._compute, submission, because=str(error))
             raise
 
@@ -278,6 +288,12 @@ def _who_may(settings: Settings, error: PermissionDenied) -> str:
 def _sentence(said: object) -> str:
     """With one full stop, whatever the API ends its own with."""
     return f"{str(said).rstrip('.')}."
+
+
+def give_up(storage: Storage, paths: RunPaths) -> None:
+    """Let an instance whose insert comes late end itself. A person's cancel says so already, and
+    stays. Raises StorageError."""
+    storage.put_if(paths.cancel, GIVEN_UP, "0")
 
 
 def delete(compute: Compute, submission: Submission, *, because: str = "") -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from gce_backend import backlog, facts
 from gce_backend.attempts import Attempts
 from gce_backend.blueprint import Blueprint
-from gce_backend.cancelling import Cancelling
+from gce_backend.cancelling import WISH, Cancelling
 from gce_backend.compute import Compute
 from gce_backend.config import Endpoints
 from gce_backend.console import Console
@@ -87,7 +87,12 @@ class Runner:
         brief = Storage(bucket, project=project, retry_seconds=5.0)
         self._history = History(brief, submission.paths)
         self._attempts = Attempts(
-            self._storage, self._tracking, self._history, endpoints=endpoints, console=console
+            self._storage,
+            self._tracking,
+            self._history,
+            Compute(project, endpoint=endpoints.compute, retry_seconds=0.0),
+            endpoints=endpoints,
+            console=console,
         )
         self._life = Lifecycle(phase=Phase.CREATING)
         self._step = "is being followed"
@@ -132,11 +137,14 @@ class Runner:
             records = self._applier.apply_new()
             self._note_loss()
             return records
-        end = End(status, EndReason(status["end_reason"]), taken=True)
-        if self._attempts.goes_on(self.submission, end):
+        end = End.told(status)
+        reason = self._attempts.outcome(self.submission, end)
+        if reason is None:
             self._attempts.mark_waiting(self.submission, end)
             return self._applier.apply_new()
-        return self._write_end(self._ending().proven_reason(status), status)
+        if reason is end.reason:
+            reason = self._ending().proven_reason(status)
+        return self._write_end(reason, status)
 
     @property
     def refused(self) -> int:
@@ -153,13 +161,28 @@ class Runner:
 
         What had not reached the bucket is lost.
         """
+        is_over = self._recorded_end() is not None
+        if not is_over:
+            with suppress(StorageError):  # a client that goes on after a preemption must not
+                self._storage.put(self.submission.paths.cancel, WISH)
         ending = self._ending()
         ending.delete()
+        while not is_over and (later := self._later()) is not None:
+            self.submission = later
+            self._life = Lifecycle(phase=Phase.CREATING)
+            ending = self._ending()
+            ending.delete()
         status = self._status()
-        if status is None and self._recorded_end() is not None:
+        if status is None and is_over:
             return  # it had ended before, and this changes nothing about how
         reason = ending.proven_reason(status) if status else EndReason.CANCELLED
         self._write_end(EndReason.CANCELLED if reason is EndReason.PREEMPTED else reason, status)
+
+    def _later(self) -> Submission | None:
+        """The next attempt, where another client has asked for one."""
+        with suppress(StorageError):
+            return self._attempts.later(self.submission)
+        return None
 
     # ------------------------------------------------------------------ attempts
 
@@ -178,17 +201,16 @@ class Runner:
                     log.go_on(self.submission, self._ssh_access())
                     continue
                 try:
-                    goes_on = not interrupts.wants_cancel and self._goes_on(end)
-                    self._step = self._step if goes_on else "has ended, and is being put away"
-                    serial = self._ending().prove_and_delete(end, goes_on=goes_on)
+                    reason = self._outcome(end, interrupts)
+                    serial = self._ending().prove_and_delete(end, goes_on=reason is None)
                 except ResultsUnverified:
                     raise
                 except StorageError as error:
                     raise following_lost(self.submission, error) from error
-                if not goes_on:
-                    return self._told_otherwise(end, interrupts), serial
-                self._console.warn(f"{end.detail}: going on from the last checkpoint")
-                self.submission = self._attempts.next(self.submission, interrupts)
+                found = reason or self._attempts.next(self.submission, end, interrupts)
+                if isinstance(found, EndReason):
+                    return replace(end, reason=found), serial
+                self.submission = found
                 log.go_on(self.submission, self._ssh_access())
                 self._life = Lifecycle(phase=Phase.CREATING)
 
@@ -221,19 +243,18 @@ class Runner:
         finally:
             cancelling.close()
 
-    def _goes_on(self, end: End) -> bool:
-        if self._wants_cancel or not self._attempts.goes_on(self.submission, end):
-            return False
-        self._step = "waits for a client, its checkpoint in the bucket"
-        self._attempts.mark_waiting(self.submission, end)
-        return True
-
-    def _told_otherwise(self, end: End, interrupts: Interrupts) -> End:
-        """A run that somebody cancelled while its instance was taken ended because of the one."""
-        is_cancelled = self._wants_cancel or interrupts.wants_cancel
-        if is_cancelled and end.reason in (EndReason.PREEMPTED, EndReason.INSTANCE_LOST):
-            return replace(end, reason=EndReason.CANCELLED)
-        return end
+    def _outcome(self, end: End, interrupts: Interrupts) -> EndReason | None:
+        """How the run has ended; None: another attempt is to follow. Raises StorageError."""
+        cancels = self._wants_cancel or interrupts.wants_cancel
+        reason = self._attempts.outcome(self.submission, end, cancels=cancels)
+        if reason is None:
+            self._step = "waits for a client, its checkpoint in the bucket"
+            self._attempts.mark_waiting(self.submission, end)
+            return None
+        self._step = "has ended, and is being put away"
+        # Somebody may have cancelled it while its instance was taken: it ended because of the one.
+        is_taken = reason in (EndReason.PREEMPTED, EndReason.INSTANCE_LOST)
+        return EndReason.CANCELLED if cancels and is_taken else reason
 
     def _start_again(self, end: End) -> bool:
         """Boot an instance whose host failed: its disk has everything, and its agent goes on."""
@@ -303,11 +324,12 @@ class Runner:
         loss = InstanceWatch(self.submission, self._compute).look()
         if loss is None or loss.stopped or self._status() or self._recorded_end():
             return
-        end = End(None, loss.reason, loss.detail, taken=loss.taken)
-        if self._attempts.goes_on(self.submission, end):
+        end = End.lost(loss)
+        reason = self._attempts.outcome(self.submission, end)
+        if reason is None:
             self._attempts.mark_waiting(self.submission, end)
         else:
-            self._write_end(loss.reason, None)
+            self._write_end(reason, None)
 
     def _enter(self, phase: Phase, at: float) -> None:
         known = len(self._life.history)

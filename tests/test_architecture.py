@@ -23,10 +23,11 @@ LAYERS = [
     {"runner", "glance", "overview", "run_finder", "doctor"},
     {"reaper", "attempts", "checkups", "ending", "summary", "probe_findings"},
     {"probe"},
-    {"follow", "submit"},
+    {"follow", "handover", "submit"},
     {"livelog", "ssh_access"},
     {"cancelling", "instance_watch"},
     {"livesync", "shipment", "request", "facts", "backlog"},
+    {"claims"},
     {"submission", "sync", "blueprint", "results", "run_in_bucket"},
     {"refusals"},
     {

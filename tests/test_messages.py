@@ -299,10 +299,12 @@ def no_room_for_the_next_attempt(lab: Lab) -> None:
         lab.storage,
         Store(),  # type: ignore[arg-type]
         History(lab.storage, PATHS),
+        lab.compute(),
         endpoints=settings.endpoints,
         console=Console(quiet=True),
     )
-    attempts.next(lab.submission(), Interrupts(active=False))
+    end = End(None, EndReason.PREEMPTED, "taken back", taken=True)
+    attempts.next(lab.submission(), end, Interrupts(active=False))
 
 
 def store_stays_away(lab: Lab) -> None:

@@ -66,6 +66,10 @@ class RunPaths:
         """The client's: the phases of every attempt."""
         return f"{self.root}/history.json"
 
+    def attempt(self, number: int) -> str:
+        """The client's: who asks for the instance of attempt ``number``, and where."""
+        return f"{self.root}/attempts/{number}"
+
     @property
     def sync_lock(self) -> str:
         """Held by whoever applies the journal to the tracking store."""

@@ -85,6 +85,43 @@ def test_without_room_for_the_next_attempt_the_run_waits_and_says_how_to_go_on(c
     assert cloud.only_run().info.status == "FINISHED"
 
 
+def test_two_clients_that_both_go_on_share_one_instance_and_tell_the_same_end(cloud):
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 1", "-Pgce.ssh.via=none"):
+        attached = cloud.start("mlflow-gce", "attach", stage.run_id)
+        attached.wait_for("running")
+        cloud.emulator.preempt(stage.instance)
+
+    codes = stage.client.end(), attached.end()
+
+    told = f"{stage.client.text}\n---\n{attached.text}"
+    assert codes == (0, 0), told
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.attempt"]) == ("FINISHED", "2")
+    assert losses(cloud, run) == [1, 2]
+    assert cloud.inserted() == [f"mlflow-{stage.run_id}-{number}" for number in (1, 2)], told
+    assert "no instance of it bills" not in told
+
+
+def test_a_stop_while_another_client_asks_for_the_next_attempt_is_heard(cloud):
+    stage = Stage(cloud)
+    with stage.stopped_at("epoch 1", "-Pgce.ssh.via=none"):
+        held = stage.held("instances.insert")
+        cloud.emulator.preempt(stage.instance)
+        wait_until(held, what="the second insert")
+        stopping = cloud.start("mlflow-gce", "stop", stage.run_id)
+        wait_until(lambda: stage.exists("/cancel"), what="the cancel")
+        stage.let_go()
+
+    codes = stage.client.end(), stopping.end()
+
+    told = f"{stage.client.text}\n---\n{stopping.text}"
+    assert codes == (130, 0), told
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.end_reason"]) == ("KILLED", "cancelled"), told
+    assert cloud.emulator.instances() == []
+
+
 def test_an_instance_that_gives_no_sign_of_life_is_deleted(cloud):
     cloud.emulator.inject(Fault("no_startup_script"))
     stage = Stage(cloud)
