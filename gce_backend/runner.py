@@ -39,7 +39,7 @@ from gce_backend.ssh_access import SshAccess
 from gce_backend.ssh_route import Route
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
-from gce_backend.summary import Result, result_of, summarize
+from gce_backend.summary import Result, result_before, result_of, summarize
 from gce_backend.sync import JournalApplier
 from gce_backend.tracking import END_REASON_TAG, Tracking
 
@@ -99,6 +99,7 @@ class Runner:
         self._live: LiveSync | None = None
         self._wants_cancel = False
         self._cancel_is_lost = False
+        self._is_over = False  # by what MLflow knew when we came
 
     # ------------------------------------------------------------------ what commands ask for
 
@@ -284,19 +285,25 @@ class Runner:
     # ------------------------------------------------------------------ what is known
 
     def _ended_before(self) -> Result | None:
-        """How a run ended that has left nothing to follow: no status, and no instance.
+        """How a run ended that has left nothing to do: no instance, and MLflow knows its end.
 
-        What is written of its end stays: nothing that could be found out now is better.
+        What is written of its end stays: nothing that could be found out now is better. Whoever
+        comes to see it gets its log, where an agent has left a status behind it.
         """
         reason = self._recorded_end()
-        if reason is None or self._status() is not None:
+        self._is_over = reason is not None
+        if reason is None:
+            return None
+        status = self._status()
+        if status is not None and not self._wants_cancel:
             return None
         try:
             self._compute.get(self.submission.zone, self.submission.instance)
         except InstanceNotFound:
-            code = 130 if reason is EndReason.CANCELLED else 1
-            told = f"run {self.submission.run_id} ended before: {reason.value.replace('_', ' ')}"
-            return Result(reason, code, f"{told}. No instance of it exists")
+            result = result_before(self.submission, reason, status)
+            if self._wants_cancel and reason in (EndReason.SUCCEEDED, EndReason.CANCELLED):
+                self._console.say(result.message)  # the others are errors, and told as such
+            return result
         except ComputeError:
             pass  # the follower asks again
         return None
@@ -351,7 +358,7 @@ class Runner:
     def _ssh_access(self) -> SshAccess | None:
         """For the log's own thread, so with a client of its own; None: there is no SSH."""
         here = self.submission
-        if here.ssh_via == "none":
+        if here.ssh_via == "none" or self._is_over:
             return None
         compute = Compute(here.project, endpoint=self._endpoints.compute)
         route = Route.of(emulated=self._endpoints.emulated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from gce_backend.agent.paths import RUN_LABEL
 from gce_backend.compute import Compute
@@ -36,11 +37,6 @@ def result_of(submission: Submission, end: End, serial: str, storage: Storage) -
     """
     if end.reason is EndReason.SUCCEEDED:
         return Result(end.reason, 0, "")
-    exit_code = {
-        EndReason.CANCELLED: 130,
-        # Any other end has the entry point's code from the signal that ended it, not from itself.
-        EndReason.EXITED_NONZERO: (end.status or {}).get("exit_code") or 1,
-    }.get(end.reason, 1)
     tail = log_tail(storage, submission) or serial[-_LOG_TAIL_BYTES:]
     message = (
         f"run {submission.run_id} ended: {end.reason.value.replace('_', ' ')}"
@@ -50,7 +46,27 @@ def result_of(submission: Submission, end: End, serial: str, storage: Storage) -
         "To see the whole log, and to fetch the files, run:\n"
         f"  mlflow-gce logs {submission.run_id}\n  mlflow-gce pull {submission.run_id}"
     )
-    return Result(end.reason, exit_code, f"{message}\n{_indented(tail)}" if tail else message)
+    code = _exit_code(end.reason, end.status)
+    return Result(end.reason, code, f"{message}\n{_indented(tail)}" if tail else message)
+
+
+def result_before(
+    submission: Submission, reason: EndReason, status: dict[str, Any] | None
+) -> Result:
+    """What is said of a run that had ended, and has no instance, before anybody asked."""
+    return Result(
+        reason,
+        _exit_code(reason, status),
+        f"run {submission.run_id} had ended before: {reason.value.replace('_', ' ')}. "
+        "No instance of it exists",
+    )
+
+
+def _exit_code(reason: EndReason, status: dict[str, Any] | None) -> int:
+    if reason is EndReason.EXITED_NONZERO:
+        # Any other end has the entry point's code from the signal that ended it, not from itself.
+        return (status or {}).get("exit_code") or 1
+    return {EndReason.SUCCEEDED: 0, EndReason.CANCELLED: 130}.get(reason, 1)
 
 
 def summarize(

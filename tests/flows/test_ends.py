@@ -77,6 +77,29 @@ def test_a_detached_run_goes_on_and_can_be_stopped(cloud, number):
     assert cloud.only_run().info.status == "KILLED"
 
 
+@pytest.mark.parametrize("words", [[], ["-P", "exit_code=3"]], ids=["succeeded", "failed"])
+def test_coming_back_to_a_run_that_has_ended_changes_nothing_and_says_how(cloud, tmp_path, words):
+    cloud.mlflow_run(PLAIN, *words)
+    before = cloud.only_run()
+    run_id, reason = before.info.run_id, before.data.tags["gce.end_reason"]
+    history = cloud.read(f"mlflow-gce/runs/{run_id}/history.json")
+    # Another machine's, which has no key of the run's.
+    elsewhere = {"XDG_STATE_HOME": str(tmp_path / "elsewhere")}
+
+    attached, followed = cloud.mlflow_gce("attach", run_id, **elsewhere)
+    stopped, said = cloud.mlflow_gce("stop", run_id, **elsewhere)
+
+    assert (attached, stopped) == ((0, 0) if reason == "succeeded" else (1, 1)), followed + said
+    assert "SSH" not in followed + said
+    told = f"run {run_id} had ended before: {reason.replace('_', ' ')}. No instance of it exists"
+    assert said.count(told) == 1
+    assert cloud.read(f"mlflow-gce/runs/{run_id}/history.json") == history
+    assert cloud.objects(f"mlflow-gce/runs/{run_id}/cancel") == []
+    after = cloud.only_run()
+    assert after.info.end_time == before.info.end_time
+    assert after.data.metrics["gce/cost_usd"] == before.data.metrics["gce/cost_usd"]
+
+
 def test_a_second_ctrl_c_leaves_without_waiting_and_the_cancel_goes_on(cloud):
     """The trainer ignores SIGTERM, so that the first Ctrl-C takes its time."""
     following = cloud.start_run(PLAIN, "-e", "stubborn", *LONG, "-P", "gce.grace_seconds=25")
