@@ -5,9 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gce_backend.lifecycle import EndReason
 from gce_backend.prices import Price
-from gce_backend.submission import Submission, close_abandoned
-from gce_backend.tracking import END_REASON_TAG, INSTANCE_TAG, Tracking, resolve_uri
+from gce_backend.submission import ATTEMPT_TAG, Submission, close_abandoned
+from gce_backend.tracking import (
+    END_REASON_TAG,
+    INSTANCE_TAG,
+    MAY_BILL_TAG,
+    Tracking,
+    resolve_uri,
+)
+
+_BEFORE_AN_INSTANCE = {
+    EndReason.NO_CAPACITY.value,
+    EndReason.QUOTA_EXCEEDED.value,
+    EndReason.REFUSED.value,
+    EndReason.SUBMIT_FAILED.value,
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +33,8 @@ class RunRecord:
         end_reason: of ``lifecycle.EndReason``; "" while it has none.
         started_at: unix seconds, when the run was made; every attempt keeps it.
         created_at, ended_at: unix seconds; the latter None while it runs.
-        cost_usd: by list price from the insert to the end of the training; None: not known.
+        cost_usd: by list price from the insert to the end of the training, 0 where there never
+            was an instance; None: not known.
     """
 
     run_id: str
@@ -85,8 +100,11 @@ def record(run: Any) -> RunRecord:
     ended_at = run.info.end_time / 1000 if run.info.end_time else None
     price = float(tags["gce.usd_per_hour"]) if "gce.usd_per_hour" in tags else None
     cost = run.data.metrics.get("gce/cost_usd")
-    if cost is None and price is not None and ended_at is not None:
-        cost = Price(price).cost(ended_at - created_at)
+    if cost is None and ended_at is not None:
+        if _had_no_instance(tags):
+            cost = 0.0
+        elif price is not None:
+            cost = Price(price).cost(ended_at - created_at)
     return RunRecord(
         run_id=run.info.run_id,
         name=str(run.info.run_name),
@@ -105,3 +123,9 @@ def record(run: Any) -> RunRecord:
         experiment_id=str(run.info.experiment_id),
         artifact_uri=str(run.info.artifact_uri),
     )
+
+
+def _had_no_instance(tags: dict[str, str]) -> bool:
+    """Whether a run ended before an instance of it came to be, and that is proven."""
+    ended_so = tags.get(END_REASON_TAG, "") in _BEFORE_AN_INSTANCE
+    return ended_so and int(tags.get(ATTEMPT_TAG, 1)) == 1 and MAY_BILL_TAG not in tags

@@ -24,6 +24,7 @@ from gce_backend.config import Settings, is_backend_parameter, load_settings
 from gce_backend.console import Console
 from gce_backend.environment import Environment, read_environment
 from gce_backend.errors import (
+    CleanupError,
     ComputeError,
     NoCapacity,
     QuotaExceeded,
@@ -40,7 +41,7 @@ from gce_backend.request import ATTEMPT, InstanceRequest
 from gce_backend.shipment import Shipment, run_spec, ship
 from gce_backend.storage import Storage, parse_uri
 from gce_backend.submission import Submission
-from gce_backend.tracking import Tracking
+from gce_backend.tracking import MAY_BILL_TAG, Tracking
 from gce_backend.working_tree import diff
 
 
@@ -239,5 +240,7 @@ def _terminated_on_error(tracking: Tracking, run_id: str) -> Iterator[None]:
         if reason is EndReason.REFUSED and getattr(error, "transient", False):
             reason = EndReason.SUBMIT_FAILED  # no answer is no refusal
         with contextlib.suppress(TrackingError):  # the first error is the one to tell
+            if isinstance(error, CleanupError):
+                tracking.set_tags(run_id, {MAY_BILL_TAG: error.instance})
             tracking.terminate(run_id, reason)
         raise

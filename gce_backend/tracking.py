@@ -36,6 +36,7 @@ PROJECT_TAG, ZONE_TAG, INSTANCE_TAG = "gce.project", "gce.zone", "gce.instance"
 DEADLINE_TAG = "gce.deadline"
 END_REASON_TAG = "gce.end_reason"
 CLIENT_TAG = "gce.client"  # who submits the run, see presence.py
+MAY_BILL_TAG = "gce.may_bill"  # an instance that could not be deleted after a failed submission
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,21 @@ def test_cost_sums_up_ended_and_running(store):
     assert store.run("cost", "--since", "yesterday").returncode == 2
 
 
+@pytest.mark.parametrize("reason", ["no_capacity", "quota_exceeded", "refused", "submit_failed"])
+def test_a_run_that_never_had_an_instance_cost_nothing(store, reason):
+    ago = {"gce.created_at": str(time.time() - 3600), "gce.end_reason": reason}
+    store.client.set_terminated(store.store_run("never-made", **ago), "FAILED")
+    uncertain = store.store_run("perhaps-made", **ago, **{"gce.may_bill": "mlflow-x-1"})
+    store.client.set_terminated(uncertain, "FAILED")
+    later = store.store_run("made-before", **ago, **{"gce.attempt": "2"})
+    store.client.set_terminated(later, "FAILED")
+
+    for found in (store.json("cost")["runs"], store.json("ps", "--all")):
+        costs = {row["name"]: row["cost_usd"] for row in found}
+        assert costs["never-made"] == 0
+        assert costs["perhaps-made"] > 0 and costs["made-before"] > 0
+
+
 def test_plan_says_prices_deadline_and_the_worst_case(cloud):
     planned = cloud.json("plan", "-P", "machine=t4", "-P", "gce.max_hours=2", "-P", "epochs=3")
     text = cloud.run(
