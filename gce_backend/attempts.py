@@ -7,7 +7,10 @@ nothing but its bucket.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 from gce_backend.blueprint import Blueprint
 from gce_backend.budget import with_hours
@@ -101,6 +104,20 @@ class Attempts:
     def later(self, submission: Submission) -> Submission | None:
         """The next attempt, where a client has asked for one. Raises StorageError."""
         return Claim(self._storage, submission, submission.attempt + 1).look()
+
+    def of_status(self, submission: Submission, status: Mapping[str, Any]) -> Submission:
+        """The attempt that a status.json tells of: not the one that was followed, where another
+        client has gone on since, or had asked in another zone. Raises StorageError.
+        """
+        attempt = int(status.get("attempt", 1))
+        if attempt > submission.attempt:
+            submission = Claim(self._storage, submission, attempt).look() or submission
+        return replace(
+            submission,
+            attempt=attempt,
+            instance=str(status.get("instance") or submission.instance),
+            zone=str(status.get("zone") or submission.zone),
+        )
 
     def mark_waiting(self, submission: Submission, end: End) -> None:
         """Write down that the run waits for a client, how often it was taken, and where."""

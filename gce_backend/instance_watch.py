@@ -98,7 +98,8 @@ class InstanceWatch:
         if "compute.instances.preempted" in kinds:
             detail = f"Compute Engine took {here.instance!r} back"
             return Loss(EndReason.PREEMPTED, detail, taken=True, at=at)
-        if not self.is_known and not _was_made(operations):
+        # An insert that fails may show its instance before; without a record, who saw it knows.
+        if not _was_made(operations) and ("insert" in kinds or not self.is_known):
             return self._never_made(operations)
         detail = f"instance {here.instance!r} no longer exists (404), and it left no status"
         if "delete" not in kinds:
@@ -116,7 +117,8 @@ class InstanceWatch:
         here = self._submission
         if any(each.get("status") != "DONE" for each in operations):
             return None
-        if not operations and not has_given_up(here):
+        # Whoever submits goes on to other zones; a further attempt's claim tells of that.
+        if (not operations or here.attempt == 1) and not has_given_up(here):
             return None
         detail = f"instance {here.instance!r} was never created"
         return Loss(EndReason.SUBMIT_FAILED, detail, at=here.created_at)

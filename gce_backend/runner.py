@@ -201,6 +201,8 @@ class Runner:
                 if end.stopped and end.taken and self._start_again(end):
                     log.go_on(self.submission, self._ssh_access())
                     continue
+                if self._was_asked_again(end):
+                    continue
                 try:
                     reason = self._outcome(end, interrupts)
                     serial = self._ending().prove_and_delete(end, goes_on=reason is None)
@@ -247,6 +249,8 @@ class Runner:
     def _outcome(self, end: End, interrupts: Interrupts) -> EndReason | None:
         """How the run has ended; None: another attempt is to follow. Raises StorageError."""
         cancels = self._wants_cancel or interrupts.wants_cancel
+        if end.status is not None:
+            self.submission = self._attempts.of_status(self.submission, end.status)
         reason = self._attempts.outcome(self.submission, end, cancels=cancels)
         if reason is None:
             self._step = "waits for a client, its checkpoint in the bucket"
@@ -256,6 +260,15 @@ class Runner:
         # Somebody may have cancelled it while its instance was taken: it ended because of the one.
         is_taken = reason in (EndReason.PREEMPTED, EndReason.INSTANCE_LOST)
         return EndReason.CANCELLED if cancels and is_taken else reason
+
+    def _was_asked_again(self, end: End) -> bool:
+        """Whether the client that submits has gone on to another zone: that one is followed."""
+        here = self.submission
+        if end.reason is EndReason.SUBMIT_FAILED and here.attempt == 1:
+            with suppress(TrackingError):
+                run = self._tracking.get_run(here.run_id)
+                self.submission = Submission.from_run(run, here.tracking_uri)
+        return self.submission.created_at > here.created_at
 
     def _start_again(self, end: End) -> bool:
         """Boot an instance whose host failed: its disk has everything, and its agent goes on."""

@@ -207,6 +207,16 @@ def test_an_insert_without_an_answer_keeps_its_claim_until_it_cannot_come_any_mo
     assert Claim(run.storage, run.first, 2).look().attempt == 2
 
 
+def test_whose_status_it_is_says_which_instance_there_is_to_delete(run):
+    found = go_on(run)
+    status = {"attempt": 2, "instance": found.instance, "zone": found.zone}
+
+    assert client(run).of_status(run.first, status) == found
+    elsewhere = {"attempt": 1, "instance": run.first.instance, "zone": "europe-west4-a"}
+    moved = dataclasses.replace(run.first, zone="europe-west4-a")
+    assert client(run).of_status(run.first, elsewhere) == moved
+
+
 @pytest.mark.parametrize(("client_of", "since"), [(DEAD, 60), ("another-host 1 1", 7200)])
 def test_a_claim_whose_holder_is_gone_is_taken_over(run, emulator, client_of, since):
     announced = dataclasses.replace(

@@ -150,6 +150,24 @@ def test_a_client_of_another_machine_has_its_time():
     )
 
 
+def test_a_client_that_is_refused_in_one_zone_asks_in_the_next():
+    failed = ("insert", {"error": {"errors": []}, "httpErrorStatusCode": 503})
+    here = dataclasses.replace(HERE, created_at=time.time() - 60)
+
+    assert loss(GONE, failed, here=here) is None
+    second = dataclasses.replace(here, attempt=2)
+    assert loss(GONE, failed, here=second).reason is EndReason.SUBMIT_FAILED, "its claim tells"
+
+
+def test_one_that_was_seen_while_its_insert_failed_never_was():
+    watch = InstanceWatch(HERE, Api("PROVISIONING"))
+    assert watch.look() is None
+    watch._compute = Api(GONE, [("insert", {"error": {"errors": []}}), ("delete", {})])
+    watch.soon()
+
+    assert watch.look().reason is EndReason.SUBMIT_FAILED
+
+
 def test_an_insert_that_failed_made_nothing():
     assert loss(GONE, ("insert", {"error": {"errors": []}, "httpErrorStatusCode": 503})).reason is (
         EndReason.SUBMIT_FAILED

@@ -122,6 +122,29 @@ def test_a_stop_while_another_client_asks_for_the_next_attempt_is_heard(cloud):
     assert cloud.emulator.instances() == []
 
 
+def test_coming_to_a_run_whose_client_walks_from_zone_to_zone_disturbs_nothing(cloud):
+    cloud.emulator.inject(Fault("no_capacity"))
+    stage = Stage(cloud)
+    held = stage.held("instances.delete")
+    stage.submit("-Pgce.ssh.via=none")
+    wait_until(held, what="the deletion after the first zone's refusal")
+    attached = cloud.start("mlflow-gce", "attach", stage.run_id)
+
+    def has_looked():
+        listed = [call for call in cloud.emulator.calls if call.name == "zoneOperations.list"]
+        return any(stage.run_id in str(call.query) for call in listed)
+
+    wait_until(has_looked, what="a look at the refused insert")
+    stage.let_go()
+
+    codes = stage.client.end(), attached.end()
+
+    told = f"{stage.client.text}\n---\n{attached.text}"
+    assert codes == (0, 0), told
+    run = cloud.only_run()
+    assert (run.info.status, run.data.tags["gce.zone"]) == ("FINISHED", "europe-west4-a"), told
+
+
 def test_an_instance_that_gives_no_sign_of_life_is_deleted(cloud):
     cloud.emulator.inject(Fault("no_startup_script"))
     stage = Stage(cloud)
