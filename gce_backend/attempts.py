@@ -166,6 +166,7 @@ class Attempts:
             ) from error
         if isinstance(claim, Submission):
             self._console.say(f"another client has asked for attempt {number}: following that")
+            self.no_longer_waiting(submission.run_id)
             return claim
         try:
             found = self._ask(claim, number, submission, end, interrupts)

@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from gce_backend.agent.paths import RunPaths
-from gce_backend.attempts import Attempts
+from gce_backend.attempts import STATE_TAG, Attempts
 from gce_backend.blueprint import Blueprint
 from gce_backend.claims import Claim
 from gce_backend.compute import Compute
@@ -39,11 +39,17 @@ class Store:
 
     uri = "sqlite:///none"
 
-    def set_tags(self, *_):
-        pass
+    def __init__(self):
+        self.tags = {}
+
+    def set_tags(self, run_id, tags):
+        self.tags.update(tags)
+
+    def delete_tag(self, run_id, name):
+        del self.tags[name]
 
     def get_run(self, run_id):
-        data = types.SimpleNamespace(tags={})
+        data = types.SimpleNamespace(tags=dict(self.tags))
         return types.SimpleNamespace(info=types.SimpleNamespace(run_name="brave-bird"), data=data)
 
 
@@ -145,6 +151,17 @@ def test_a_second_client_follows_what_the_first_one_asked_for(run, emulator):
 
     assert names(emulator) == [run.second.instance]
     assert client(run).outcome(run.first, TAKEN, cancels=True) is None, "it follows, and cancels"
+
+
+def test_a_run_that_another_client_goes_on_with_does_not_wait_any_more(run, emulator):
+    go_on(run)
+    late = client(run)
+
+    assert late.outcome(run.first, TAKEN) is None
+    late.mark_waiting(run.first, TAKEN)
+    late.next(run.first, TAKEN, Interrupts(active=False))
+
+    assert STATE_TAG not in late._tracking.tags
 
 
 def test_a_cancel_between_the_preemption_and_the_insert_ends_the_run(run, emulator):

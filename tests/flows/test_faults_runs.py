@@ -103,13 +103,14 @@ def test_two_clients_that_both_go_on_share_one_instance_and_tell_the_same_end(cl
     assert "no instance of it bills" not in told
 
 
-def test_a_stop_while_another_client_asks_for_the_next_attempt_is_heard(cloud):
+@pytest.mark.parametrize("words", [["stop"], ["stop", "--now"]], ids=" ".join)
+def test_a_stop_while_another_client_asks_for_the_next_attempt_is_heard(cloud, words):
     stage = Stage(cloud)
     with stage.stopped_at("epoch 1", "-Pgce.ssh.via=none"):
         held = stage.held("instances.insert")
         cloud.emulator.preempt(stage.instance)
         wait_until(held, what="the second insert")
-        stopping = cloud.start("mlflow-gce", "stop", stage.run_id)
+        stopping = cloud.start("mlflow-gce", *words, stage.run_id)
         wait_until(lambda: stage.exists("/cancel"), what="the cancel")
         stage.let_go()
 
