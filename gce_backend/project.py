@@ -131,6 +131,11 @@ def entry_point(source: Source, name: str, parameters: Mapping[str, Any]) -> Ent
 
 def _declared(project: Any, source: Source, name: str) -> Any:
     """MLflow's EntryPoint object, for a name in MLproject or a script in the project."""
+    if not project._entry_points and not name.endswith((".py", ".sh")):
+        raise ProjectError(
+            f"entry point {name!r}: {source.name} has no MLproject file that declares entry "
+            "points, so only a script in it can run, as in: -e train.py"
+        )
     found = project.get_entry_point(name)
     if found is None or project.docker_env is not None:
         raise ProjectError(

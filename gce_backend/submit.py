@@ -91,7 +91,7 @@ def submit(order: Order, console: Console, interrupts: Interrupts) -> tuple[Subm
         open_source(order.uri, order.version) as source,
         tempfile.TemporaryDirectory(prefix="mlflow-gce-") as scratch,
     ):
-        plan = _plan(order, source)
+        plan = examine(order, source)
         settings = plan.settings
         storage = Storage(settings.bucket, project=settings.project)
         check_bucket(storage, settings.gce.prefix)
@@ -147,7 +147,13 @@ def check_bucket(storage: Storage, prefix: str) -> None:
         raise told from error
 
 
-def _plan(order: Order, source: Source) -> Plan:
+def examine(order: Order, source: Source) -> Plan:
+    """What ``order`` comes to; asks no API and creates nothing.
+
+    Raises:
+        ProjectError: the project has no such entry point, or not with these parameters.
+        ConfigError: the configuration is wrong, the training's own included.
+    """
     ours = {k: v for k, v in order.parameters.items() if is_backend_parameter(k)}
     theirs = {k: v for k, v in order.parameters.items() if k not in ours}
     entry = entry_point(source, order.entry_point, theirs)

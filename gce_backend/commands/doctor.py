@@ -12,7 +12,7 @@ import click
 from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.lines import print_json
 from gce_backend.commands.options import JSON, TRACKING_URI
-from gce_backend.commands.settings import PARAMETERS, backend_parameters
+from gce_backend.commands.settings import run_options, settings_of_run
 from gce_backend.commands.tables import styled
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _COLOURS = {"ok": "green", "FAILED": "red", "warning": "yellow", "inferred": "cy
 @click.argument(
     "directory", default=".", type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
-@PARAMETERS
+@run_options
 @TRACKING_URI
 @click.option("--probe", is_flag=True, help="Start one small instance to find out the rest.")
 @click.option("--yes", "-y", is_flag=True, help="Start it without asking.")
@@ -34,7 +34,8 @@ _COLOURS = {"ok": "green", "FAILED": "red", "warning": "yellow", "inferred": "cy
 @looking_around
 def doctor(
     directory: Path,
-    parameters: tuple[str, ...],
+    entry_point: str,
+    parameters: dict[str, str],
     tracking_uri: str | None,
     probe: bool,
     yes: bool,
@@ -49,7 +50,7 @@ def doctor(
 
     The exit code is 1 when something failed.
     """
-    examination = guarded(lambda: _doctor(directory, parameters, tracking_uri))
+    examination = guarded(lambda: _doctor(directory, entry_point, parameters, tracking_uri))
     findings: list[Finding] = []
 
     def tell(found: Iterable[Finding]) -> None:
@@ -106,10 +107,16 @@ def _probe(
     return probe.left
 
 
-def _doctor(directory: Path, parameters: tuple[str, ...], tracking_uri: str | None) -> Doctor:
-    from gce_backend.config import load_settings
+def _doctor(
+    directory: Path, entry_point: str, parameters: dict[str, str], tracking_uri: str | None
+) -> Doctor:
+    """For a run; where there is no project yet, for the configuration alone."""
+    from gce_backend.config import is_backend_parameter, load_settings
     from gce_backend.doctor import Doctor
     from gce_backend.tracking import resolve_uri
 
-    settings = load_settings(directory, parameters=backend_parameters(parameters))
+    if (directory / "MLproject").is_file() or not all(map(is_backend_parameter, parameters)):
+        settings = settings_of_run(directory, entry_point, parameters, tracking_uri=tracking_uri)
+    else:
+        settings = load_settings(directory, parameters=parameters)
     return Doctor(settings, resolve_uri(tracking_uri))

@@ -13,7 +13,7 @@ import click
 from gce_backend.commands.answering import guarded
 from gce_backend.commands.lines import moment, print_json
 from gce_backend.commands.options import JSON
-from gce_backend.commands.settings import PARAMETERS, backend_parameters
+from gce_backend.commands.settings import run_options, settings_of_run
 from gce_backend.commands.tables import Column, print_facts, print_table, usd
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ _COLUMNS = [
 @click.argument(
     "directory", default=".", type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
-@PARAMETERS
+@run_options
 @click.option("--backend-config", default="{}", help="As in `mlflow run`: JSON, or a file of it.")
 @click.option("--refresh", is_flag=True, help="First ask the Cloud Billing Catalog for prices.")
 @JSON
 def plan(
     directory: Path,
-    parameters: tuple[str, ...],
+    entry_point: str,
+    parameters: dict[str, str],
     backend_config: str,
     refresh: bool,
     as_json: bool,
@@ -51,7 +52,8 @@ def plan(
     """
     if refresh:
         _refresh()
-    settings = guarded(lambda: _settings(directory, parameters, backend_config))
+    config = _map(backend_config)
+    settings = guarded(lambda: settings_of_run(directory, entry_point, parameters, config))
     rows = _rows(settings)
     if as_json:
         print_json(_as_json(settings, rows))
@@ -76,16 +78,6 @@ def _refresh() -> None:
             "credentials, and the API: gcloud services enable cloudbilling.googleapis.com",
             err=True,
         )
-
-
-def _settings(directory: Path, parameters: tuple[str, ...], backend_config: str) -> Settings:
-    from gce_backend.budget import within_cost
-    from gce_backend.config import load_settings
-
-    ours = backend_parameters(parameters)
-    return within_cost(
-        load_settings(directory, backend_config=_map(backend_config), parameters=ours)
-    )
 
 
 def _map(text: str) -> dict[str, Any]:

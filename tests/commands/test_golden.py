@@ -79,6 +79,7 @@ def plain(text, store, runs):
 
 def test_every_command_looks_as_it_did(store):
     runs, now = scenario(store)
+    (store.directory / "MLproject").write_text("entry_points: {main: {command: python train.py}}")
     seen = {}
     with Terminal() as terminal:
         for name, (columns, more, words) in CASES.items():

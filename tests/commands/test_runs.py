@@ -11,6 +11,14 @@ from gce_backend.history import Event, History
 from gce_backend.lifecycle import Phase
 from gce_backend.storage import Storage
 
+PROJECT = """
+entry_points:
+  main:
+    parameters:
+      epochs: {type: float, default: 5}
+      overrides: {type: string, default: ""}
+    command: python train.py --overrides {overrides}
+"""
 JOURNAL = {
     "seq": 1,
     "at": 1,
@@ -120,7 +128,15 @@ def test_a_run_that_never_had_an_instance_cost_nothing(store, reason):
         assert costs["perhaps-made"] > 0 and costs["made-before"] > 0
 
 
-def test_plan_says_prices_deadline_and_the_worst_case(cloud):
+@pytest.fixture
+def project(cloud):
+    """A project in the cloud's directory that composes its configuration by Hydra."""
+    (cloud.directory / "MLproject").write_text(PROJECT)
+    return cloud
+
+
+def test_plan_says_prices_deadline_and_the_worst_case(project):
+    cloud = project
     planned = cloud.json("plan", "-P", "machine=t4", "-P", "gce.max_hours=2", "-P", "epochs=3")
     text = cloud.run(
         "plan", "-P", "machine.spot=true", "--backend-config", '{"machine": "l4"}'
@@ -136,9 +152,34 @@ def test_plan_says_prices_deadline_and_the_worst_case(cloud):
     wrong = cloud.run("plan", "-P", "machine=l5")
     assert wrong.returncode == 1 and "l4" in wrong.stderr
     assert cloud.run("plan", "--backend-config", "[1]").returncode == 2
+    for words in (["-P", "epochs"], ["-P", "epochs=1", "-P", "epochs=2"]):
+        assert cloud.run("plan", *words).returncode == 2
 
 
-def test_plan_refreshes_prices_from_the_catalog_and_keeps_them(cloud, monkeypatch):
+def test_plan_is_of_the_run_that_the_same_words_would_start(project):
+    """The machine may stand in the entry point's own words as well."""
+    planned = project.json("plan", "-P", "overrides=machine=l4 machine.spot=true")
+    doctor = project.run("doctor", "-P", "overrides=machine=nonsense")
+
+    assert (planned["machine"], planned["spot"]) == ("l4", True)
+    assert doctor.returncode == 1 and "no such machine" in doctor.stderr
+
+
+def test_an_entry_point_other_than_main_is_planned(project):
+    text = PROJECT.replace("--overrides", "machine=t4 --overrides").replace("main:", "other:")
+    (project.directory / "MLproject").write_text(text)
+
+    assert project.json("plan", "-e", "other")["machine"] == "t4"
+
+
+def test_plan_refuses_a_folder_without_a_project(cloud):
+    done = cloud.run("plan")
+
+    assert done.returncode == 1 and "has no MLproject file" in done.stderr
+
+
+def test_plan_refreshes_prices_from_the_catalog_and_keeps_them(project, monkeypatch):
+    cloud = project
     monkeypatch.setattr("gce_backend.price_catalog._PAGE_SIZE", 7)
     environ = {"XDG_CACHE_HOME": str(cloud.directory / "cache")}
     first = cloud.json("plan", "--refresh", "-P", "machine=e2-standard-4", **environ)
@@ -152,7 +193,8 @@ def test_plan_refreshes_prices_from_the_catalog_and_keeps_them(cloud, monkeypatc
     assert requests.get(unknown, timeout=10).status_code == 501
 
 
-def test_without_the_catalog_plan_says_of_when_its_prices_are(cloud, monkeypatch):
+def test_without_the_catalog_plan_says_of_when_its_prices_are(project, monkeypatch):
+    cloud = project
     monkeypatch.setattr("gce_backend.rest.retry", lambda call, **_: call())
     away = {"CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDBILLING": "http://127.0.0.1:9/"}
     done = cloud.run("plan", "--refresh", XDG_CACHE_HOME=str(cloud.directory), **away)

@@ -42,6 +42,22 @@ def test_bad_input_is_refused_before_an_instance_exists(cloud, name):
     assert cloud.inserts() == []
 
 
+#: What `mlflow run` finds out by itself, without asking an API.
+PLANNED = [name for name in WRONG if name != "a bucket that does not exist"]
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_plan_and_doctor_refuse_it_in_the_same_words(cloud, name):
+    project, words, _ = WRONG[name]
+    _, output = cloud.mlflow_run(project, *words)
+
+    for command in ("plan", "doctor"):
+        code, said = cloud.mlflow_gce(command, str(project), *words)
+
+        assert code == 1, said
+        assert said.removeprefix("mlflow-gce: ").strip() in output, said
+
+
 def test_a_bucket_that_refuses_is_named_with_the_role_that_is_missing(cloud):
     fault = Fault("forbidden", "storage.*", f"{cloud.bucket}*", times=None)
     cloud.emulator.inject(fault)
