@@ -11,7 +11,7 @@ import enum
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gce_backend.compose import Composer, choices, dotted_keys, first_line
 from gce_backend.errors import ConfigError
+from gce_backend.storage_errors import check_bucket_name
 from gce_backend.urls import is_loopback
 
 # The keys MLflow itself puts into a backend's configuration; none of them is ours.
@@ -28,6 +29,8 @@ _MLFLOW_KEYS = frozenset(
     {"ENV_MANAGER", "SYNCHRONOUS", "DOCKER_ARGS", "STORAGE_DIR", "build_image", "docker_auth"}
 )
 _SECRET = r"projects/[a-z0-9:.-]+/secrets/[\w-]{1,255}(/versions/[\w-]+)?"
+_ZONE = r"[a-z]+(-[a-z0-9]+)*-[a-z0-9]+"
+_LEAST_DISK_GB = 10
 _NO_CLOUD = """{what} is configured. Two ways out:
   the real cloud:  {remedy}, and `gcloud auth application-default login`
   the emulator:    mlflow-gce emulator exec -- mlflow run . --backend gce   (no account, no cost)"""
@@ -218,7 +221,7 @@ def settings_of(config: DictConfig, endpoints: Endpoints) -> Settings:
     """
     machine: Machine = _typed(config, "machine", Machine)
     gce: Gce = _typed(config, "gce", Gce)
-    _check_machine(machine)
+    _check_names(machine, gce)
     _check_limits(gce)
     _check_secrets(gce.tracking)
     return Settings(
@@ -293,32 +296,66 @@ def _hydra_value(value: Any) -> str:
 
 def _backend_config_words(backend_config: Mapping[str, Any]) -> list[str]:
     ours = {key: value for key, value in backend_config.items() if key not in _MLFLOW_KEYS}
-    for key, value in ours.items():
+    flat = dict(_flat(ours))
+    for key in flat:
         if not is_backend_parameter(key):
-            allowed = ["machine", *dotted_keys(Composer(Path(os.devnull)).compose([]))]
+            known = ["machine", *dotted_keys(Composer(Path(os.devnull)).compose([]))]
+            allowed = [each for each in known if is_backend_parameter(each)]
             raise ConfigError(f"backend config: unknown key {key!r}. {choices(key, allowed)}")
+    return _words(flat)
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"gce": {"max_hours": 2}}`` is understood as ``{"gce.max_hours": 2}``."""
+    for key, value in values.items():
         if isinstance(value, Mapping):
-            raise ConfigError(
-                f"backend config: {key!r} is a map; write dotted keys, as in "
-                '{"machine": "l4", "gce.max_hours": 2}'
-            )
-    return _words(ours)
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def _typed(config: DictConfig, node: str, schema: type) -> Any:
+    typed = OmegaConf.structured(schema)
+    known = [f"{node}.{key}" for key in dotted_keys(typed)]
+    _check_groups(config, known)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config[node])
-        return OmegaConf.to_object(merged)
+        return OmegaConf.to_object(OmegaConf.merge(typed, config[node]))
     except OmegaConfBaseException as error:
         key = f"{node}.{error.full_key or error.key}"
-        known = [f"{node}.{field.name}" for field in dataclasses.fields(schema)]
+        if "is not a ListConfig" in str(error):
+            value = OmegaConf.select(config, key)
+            raise ConfigError(f"{key}={value}: it is a list; write {key}=[{value}]") from error
         hint = "" if key in known else f" {choices(key, known)}"
         raise ConfigError(f"{key}: {first_line(error)}.{hint}") from error
 
 
-def _check_machine(machine: Machine) -> None:
-    if machine.disk_gb < 1:
-        raise ConfigError(f"machine.disk_gb={machine.disk_gb}: at least 1 is needed")
+def _check_groups(config: DictConfig, known: Sequence[str]) -> None:
+    """A value where the schema has a group: OmegaConf would not say of which key it speaks."""
+    for group in {key.rpartition(".")[0] for key in known}:
+        value = OmegaConf.select(config, group, default=None)
+        if value is not None and not isinstance(value, DictConfig):
+            below = [key for key in known if key.startswith(f"{group}.")]
+            raise ConfigError(f"{group}={value}: it takes no value itself. {choices('', below)}")
+
+
+def _check_names(machine: Machine, gce: Gce) -> None:
+    """What becomes part of names and addresses in the cloud."""
+    if not re.fullmatch(r"[^/]+(/[^/]+)*", gce.prefix):
+        raise ConfigError(
+            f"gce.prefix={gce.prefix}: a folder in the bucket, as in mlflow-gce or team/mlflow, "
+            "without a slash at its beginning or end and without empty parts"
+        )
+    for zone in machine.zones or [""]:
+        if not re.fullmatch(_ZONE, str(zone)):
+            raise ConfigError(
+                f"machine.zones={machine.zones}: {str(zone)!r} is no zone; every zone that offers "
+                f"{machine.machine_type} must stand there, as in [europe-west1-b]"
+            )
+    if machine.disk_gb < _LEAST_DISK_GB:
+        raise ConfigError(
+            f"machine.disk_gb={machine.disk_gb}: a boot disk has at least {_LEAST_DISK_GB} GB, and "
+            "no fewer than its image takes"
+        )
     if machine.gpus < 0:
         raise ConfigError(f"machine.gpus={machine.gpus}: must not be negative")
 
@@ -377,8 +414,8 @@ def usable_zones(machine: Machine, gce: Gce) -> tuple[str, ...]:
     if wrong or not gce.zones:
         raise ConfigError(
             f"gce.zones={gce.zones}: machine {machine.name!r} ({machine.machine_type}) is not "
-            f"offered in {', '.join(wrong) or 'an empty list'}. "
-            f"{choices((wrong or [''])[0], machine.zones)}. "
+            f"offered in {', '.join(map(str, wrong)) or 'an empty list'}. "
+            f"{choices(str((wrong or [''])[0]), machine.zones)}. "
             "If the preset is out of date, set machine.zones"
         )
     return tuple(gce.zones)
@@ -414,4 +451,5 @@ def _bucket(gce: Gce) -> str:
             f"gce.bucket={gce.bucket}: only the bucket's name, without gs:// or a folder "
             "(the folder is gce.prefix)"
         )
+    check_bucket_name(gce.bucket, "gce.bucket=")
     return gce.bucket

@@ -126,7 +126,14 @@ def entry_point(source: Source, name: str, parameters: Mapping[str, Any]) -> Ent
             f"entry point {name!r} of {source.name}: its command names a placeholder that is no "
             f"parameter ({error}); a brace of the shell's is written twice in an MLproject file"
         ) from error
-    return EntryPoint(name, command, shown, tuple(_words_of(command)) if is_hydra else ())
+    try:
+        hydra_words = tuple(_words_of(command)) if is_hydra else ()
+    except ValueError as error:  # shlex's
+        raise ProjectError(
+            f"entry point {name!r} of {source.name}: {error} in the Hydra words of: {command}. "
+            "A quotation mark that is part of a value takes a backslash"
+        ) from error
+    return EntryPoint(name, command, shown, hydra_words)
 
 
 def _declared(project: Any, source: Source, name: str) -> Any:

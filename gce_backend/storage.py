@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from gce_backend.errors import ConfigError, StorageError
-from gce_backend.storage_errors import check_emulator_host, translated
+from gce_backend.storage_errors import check_bucket_name, check_emulator_host, translated
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob
@@ -79,13 +79,15 @@ class Storage:
         retry_seconds: how long one call is repeated while the service does not answer.
 
     Raises:
-        ConfigError: ``STORAGE_EMULATOR_HOST`` is no URL, or plain http to another machine.
+        ConfigError: no bucket can be called so; or ``STORAGE_EMULATOR_HOST`` is no URL, or plain
+            http to another machine.
         StorageError: there are no credentials.
     """
 
     def __init__(
         self, bucket: str, *, project: str | None = None, retry_seconds: float = RETRY_SECONDS
     ) -> None:
+        check_bucket_name(bucket)
         check_emulator_host(os.environ.get("STORAGE_EMULATOR_HOST"))
         # Without it the client asks for the bucket's metadata in the background, which needs a
         # permission (storage.buckets.get) that nothing else here needs.

@@ -7,6 +7,7 @@ next command.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class _Meaning:
     transient: bool = False
 
 
+_BUCKET = re.compile(r"[a-z0-9]([a-z0-9._-]{0,220}[a-z0-9])?")
 _NO_LOGIN = _Meaning("there are no valid credentials", "")  # `explain` says more
 _AGAIN = "Nothing was lost; try again."
 
@@ -105,6 +107,22 @@ def _reply(error: BaseException) -> str:
         text = getattr(response, "text", None)
     text = " ".join(str(text or getattr(error, "message", None) or error).split())[:300]
     return f"{int(code)}: {text}" if isinstance(code, int) else text or type(error).__name__
+
+
+def check_bucket_name(name: str, where: str = "bucket ") -> None:
+    """Refuse what cannot be a bucket's name; the rest of the rules is Cloud Storage's to judge.
+
+    Args:
+        where: comes before the name in the message.
+
+    Raises:
+        ConfigError: with what a name is made of.
+    """
+    if not _BUCKET.fullmatch(name):
+        raise ConfigError(
+            f"{where}{name}: no bucket can have this name; it is made of lower-case letters, "
+            "digits, '-', '_' and '.', and begins and ends with a letter or digit"
+        )
 
 
 def check_emulator_host(host: str | None) -> None:

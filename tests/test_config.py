@@ -90,6 +90,19 @@ WRONG = [
     ({"gce.zones": "[]"}, r"not offered in an empty list"),
     ({"machine": "a100", "gce.zones": "[europe-west1-b]"}, r"a2-highgpu-1g.*not offered"),
     ({"gce.bucket": "gs://a-bucket"}, r"only the bucket's name"),
+    ({"gce.bucket": "-a-bucket"}, r"gce.bucket=-a-bucket: no bucket can have this name"),
+    ({"gce.bucket": "A-bucket"}, r"gce.bucket=A-bucket: no bucket .* lower-case"),
+    ({"gce.prefix": "/a/"}, r"gce.prefix=/a/: .*without a slash"),
+    ({"gce.prefix": "a//b"}, r"gce.prefix=a//b: .*empty parts"),
+    ({"gce.prefix": ""}, r"gce.prefix=: .*as in mlflow-gce"),
+    ({"gce.zones": "europe-west1-b"}, r"a list; write gce.zones=\[europe-west1-b\]$"),
+    ({"gce.zones": "[[europe-west1-b]]"}, r"not offered in \['europe-west1-b'\]"),
+    ({"gce.results.require": "a"}, r"write gce.results.require=\[a\]$"),
+    ({"gce.ssh.via": "foo"}, r"gce.ssh.via: .*one of \[external, internal, iap, none\]\.$"),
+    ({"gce.ssh": "iap"}, r"gce.ssh=iap: it takes no value itself. Allowed: gce.ssh.via$"),
+    ({"machine.zones": "[x]"}, r"machine.zones=.*'x' is no zone.*\[europe-west1-b\]"),
+    ({"machine.zones": "[]"}, r"machine.zones=\[\]: '' is no zone"),
+    ({"machine.disk_gb": "-4"}, r"machine.disk_gb=-4: a boot disk has at least 10 GB"),
     ({"gce.max_hours": "0"}, r"gce.max_hours=0"),
     ({"gce.max_hours": "3000"}, r"gce.max_hours=3000.*2880"),
     ({"gce.grace_seconds": "-1"}, r"must not be negative"),
@@ -106,6 +119,19 @@ def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path, parameters, messa
 def test_an_unknown_key_of_the_backend_config_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown key 'machin'. Did you mean 'machine'"):
         settings(tmp_path, backend_config={"machin": "l4"})
+
+
+def test_a_map_in_the_backend_config_is_what_its_dotted_keys_are(tmp_path):
+    nested = {"machine": {"spot": True}, "gce": {"max_hours": 2, "ssh": {"via": "iap"}}}
+
+    found = settings(tmp_path, backend_config={**nested, "gce.stall_minutes": 5})
+
+    assert (found.machine.spot, found.gce.max_hours, found.gce.ssh_via) == (True, 2, "iap")
+    assert settings(tmp_path, backend_config={"gce": {}}).gce == settings(tmp_path).gce
+    with pytest.raises(ConfigError, match=r"unknown key 'gce.hours'"):
+        settings(tmp_path, backend_config={"gce": {"hours": 2}})
+    with pytest.raises(ConfigError, match=r"unknown key 'gce'. .*Allowed: gce\."):
+        settings(tmp_path, backend_config={"gce": 2})
 
 
 TRAINING_WRONG = [

@@ -117,6 +117,12 @@ def test_numbers_switches_and_lists_stay_what_they_are(project, value, meant):
     assert OverridesParser.create().parse_override(shlex.split(words[2])[0]).value() == meant
 
 
+def test_a_quotation_in_the_overrides_that_never_ends_is_named(project):
+    told = pytest.raises(ProjectError, match=r"No closing quotation in .*--overrides 'note=\"a'")
+    with open_source(str(project), None) as source, told:
+        entry_point(source, "main", {"overrides": 'note="a'})
+
+
 def test_overrides_and_undeclared_parameters_add_up(project):
     with open_source(str(project), None) as source:
         given = {"epochs": "3", "overrides": "data=digits 'note=a b'", "optimizer.lr": "0.3"}

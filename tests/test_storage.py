@@ -219,6 +219,12 @@ def test_an_endpoint_that_leaks_is_refused(host: str, monkeypatch: pytest.Monkey
     assert host in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["-a", "a-", "A", "a/b", ""])
+def test_what_no_bucket_can_be_called_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"bucket {name}: no bucket can have this name"):
+        Storage(name)
+
+
 def test_every_exception_of_the_libraries_is_translated() -> None:
     from google.api_core import exceptions as api
     from google.auth import exceptions as auth

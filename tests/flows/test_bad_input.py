@@ -20,6 +20,12 @@ WRONG = {
         ["-P", "overrides=optimizer.lrr=1"],
         "Did you mean 'optimizer.lr'",
     ),
+    "a quotation that never ends": (
+        CHECKOUT,
+        ["-P", "overrides=data=digits 'note=a"],
+        "No closing quotation",
+    ),
+    "a bucket that none can be": (PLAIN, ["-P", "gce.bucket=-a"], "no bucket can have this name"),
     "a zone that does not offer the machine": (
         CHECKOUT,
         ["-P", "machine=a100", "-P", "gce.zones=[europe-west1-b]"],
