@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SQLITE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?")  # with the file's path
 _PROBE_TAG = "gce.journal.probe"
 
 # How often a write may fail, each time with a good write succeeding after it, before it is refused.
@@ -196,7 +197,7 @@ class RunStore:
 
     def _check_sqlite_file(self) -> None:
         """SQLite makes an empty database where its file has been moved away; MLflow fills it."""
-        match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", self.uri)
+        match = SQLITE.fullmatch(self.uri)
         if match and match[1] != ":memory:" and not os.path.exists(match[1]):
             raised = TrackingError(
                 f"run {self.run_id}: the tracking store {match[1]!r} is not there. What the "

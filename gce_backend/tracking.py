@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from gce_backend.compose import first_line
 from gce_backend.config import Settings
 from gce_backend.errors import TrackingError
 from gce_backend.lifecycle import OUTCOME, EndReason
 from gce_backend.presence import this_client
 from gce_backend.project import EntryPoint, Source
-from gce_backend.run_store import BUSY, brief_retries, turn
+from gce_backend.run_store import BUSY, SQLITE, brief_retries, turn
 from gce_backend.urls import without_credentials
 
 _DEFAULT_EXPERIMENT = "0"
@@ -83,17 +86,18 @@ class Tracking:
     """
 
     def __init__(self, uri: str) -> None:
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         self.uri = uri
+        cannot = f"the tracking store {without_credentials(uri)} cannot be opened"
+        if why := _no_sqlite_file(uri):
+            raise TrackingError(f"{cannot}: {why}. Set MLFLOW_TRACKING_URI, or --tracking-uri")
         try:
             self._client = MlflowClient(tracking_uri=uri)
-        except MlflowException as error:
-            raise TrackingError(
-                f"the tracking store {without_credentials(uri)} cannot be opened: "
-                f"{without_credentials(error.message)}"
-            ) from error
+        except Exception as error:  # MLflow lets through what its drivers raise, and their absence
+            said = without_credentials(getattr(error, "message", None) or first_line(error))
+            advice = ". Install this database's driver" if isinstance(error, ImportError) else ""
+            raise TrackingError(f"{cannot}: {said.strip()}{advice}") from error
 
     @_answering
     def choose_experiment(
@@ -312,6 +316,19 @@ class Tracking:
             f"  mlflow experiments create -n {name!r} -l {_location(name, settings)}\n"
             f"and then add: --experiment-name {name!r}"
         )
+
+
+def _no_sqlite_file(uri: str) -> str:
+    """Why there can be no database at the URI's path, "" where there can: MLflow would find out in
+    two minutes, and print each of its tries."""
+    match = SQLITE.fullmatch(uri)
+    if match is None:
+        return ""
+    path = Path(match[1])
+    if path.is_dir():
+        return f"{path} is a directory"
+    parent = next(each for each in path.absolute().parents if each.exists())
+    return "" if parent.is_dir() and os.access(parent, os.W_OK) else f"{parent} cannot be written"
 
 
 def resolve_uri(uri: str | None) -> str:

@@ -1,5 +1,6 @@
 """The MLflow side: an experiment that instances can write to, and a run that says the truth."""
 
+import sys
 from pathlib import Path
 
 import mlflow
@@ -38,6 +39,34 @@ def client(uri):
 
 def choose(uri, experiment_id, settings, name="a project"):
     return Tracking(uri).choose_experiment(experiment_id, project_name=name, settings=settings)
+
+
+def test_a_store_whose_driver_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+
+    with pytest.raises(
+        TrackingError, match=r"mysql\+pymysql://h/x cannot be .*pymysql.*driver"
+    ) as e:
+        Tracking("mysql+pymysql://me:secret@h/x")
+
+    assert "secret" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"), [("", "is a directory"), ("/file/x.db", "file cannot be")]
+)
+def test_a_path_where_no_database_can_be_is_refused_at_once(tmp_path, path, why):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(TrackingError, match=f"cannot be opened: {tmp_path}.*{why}"):
+        Tracking(f"sqlite:///{tmp_path}{path}")
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path):
+    (tmp_path / "mlflow.db").write_text("a text that is longer than nothing " * 100)
+
+    with pytest.raises(TrackingError, match=r"cannot be opened: .*file is not a database"):
+        Tracking(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_without_a_named_experiment_one_named_after_the_project_is_made_once(uri, client, settings):
