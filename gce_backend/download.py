@@ -8,6 +8,7 @@ each range that is asked for (fake-gcs-server does). Memory: one block for each 
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import re
 import threading
@@ -96,6 +97,16 @@ class Downloader:
 
     def _download(self, item: Item) -> int:
         """Make one file; how many bytes came for it."""
+        try:
+            return self._make(item)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {item.target}: {error.strerror or error}"
+                f"{f' ({error.filename})' if error.filename else ''}. What has arrived is kept; "
+                f"{_remedy(error)} and run the same command again"
+            ) from error
+
+    def _make(self, item: Item) -> int:
         item.target.parent.mkdir(parents=True, exist_ok=True)
         if _is_whole(item.target, item):
             self._progress(item.size)
@@ -164,17 +175,11 @@ class Downloader:
     def _translated(self, item: Item) -> Iterator[None]:
         import urllib3.exceptions
 
-        try:
-            with translated(f"cannot download {item.uri}", _Place(item.bucket, self._project)):
-                try:
-                    yield
-                except urllib3.exceptions.HTTPError as error:  # raw reads are not wrapped
-                    raise ConnectionError(str(error)) from error
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {item.part}: {error.strerror or error}. What has arrived is kept; "
-                "make room and run the same command again"
-            ) from error
+        with translated(f"cannot download {item.uri}", _Place(item.bucket, self._project)):
+            try:
+                yield
+            except urllib3.exceptions.HTTPError as error:  # raw reads are not wrapped
+                raise ConnectionError(str(error)) from error
 
     def _finish(self, item: Item) -> None:
         if not _is_whole(item.part, item):
@@ -191,6 +196,12 @@ class Downloader:
 class _Place:
     bucket: str
     project: str | None
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room"
+    return "name another directory, or move what is in the way,"
 
 
 def _is_whole(path: Path, item: Item) -> bool:

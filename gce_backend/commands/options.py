@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 RUN = click.argument("run", metavar="RUN")
+DIRECTORY = click.argument(
+    "directory",
+    metavar="[DIR]",
+    required=False,
+    type=click.Path(path_type=Path, file_okay=False),
+)
 TRACKING_URI = click.option(
     "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow store; MLflow's own by default."
 )

@@ -16,7 +16,7 @@ import click
 
 from gce_backend.commands.answering import guarded, looking_around
 from gce_backend.commands.lines import print_json, say
-from gce_backend.commands.options import JSON, RUN, TRACKING_URI
+from gce_backend.commands.options import DIRECTORY, JSON, RUN, TRACKING_URI
 from gce_backend.commands.tables import size
 from gce_backend.place import configured_here
 
@@ -29,7 +29,7 @@ _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 @click.command()
 @RUN
-@click.argument("directory", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@DIRECTORY
 @TRACKING_URI
 @JSON
 @looking_around

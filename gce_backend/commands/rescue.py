@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from gce_backend.commands.answering import guarded, looking_around
-from gce_backend.commands.options import RUN, TRACKING_URI
+from gce_backend.commands.options import DIRECTORY, RUN, TRACKING_URI
 from gce_backend.commands.reaching import VIA, reach
 
 
 @click.command()
 @RUN
-@click.argument("directory", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
+@DIRECTORY
 @TRACKING_URI
 @VIA
 @looking_around
@@ -24,6 +24,7 @@ def rescue(run: str, directory: Path | None, tracking_uri: str | None, via: str 
     rescued/RUN by default; called again, it goes on where it stopped. In DIR: work/ is the
     training's directory, bucket/ what was on its way to the bucket, run.log the whole log.
     """
+    from gce_backend.errors import SshError
     from gce_backend.rescue import rescue as fetch
     from gce_backend.run_finder import find_submission
 
@@ -32,7 +33,13 @@ def rescue(run: str, directory: Path | None, tracking_uri: str | None, via: str 
 
     def work() -> str:
         with reach(submission, via) as connection:
-            done = fetch(connection, target, lambda name: click.echo(f"  {name}"))
+            try:
+                done = fetch(connection, target, lambda name: click.echo(f"  {name}"))
+            except OSError as error:
+                raise SshError(
+                    f"cannot write into {target}: {error}. What has arrived is kept; name another "
+                    "directory, or make room, and run the same command again"
+                ) from error
         return (
             f"{done.files} files, {done.size / 1e6:.1f} MB ({done.transferred / 1e6:.1f} MB just "
             f"now), in {target}, each with the SHA-256 it has on the instance"

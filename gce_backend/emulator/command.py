@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -24,9 +25,23 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_BUCKET = re.compile(r"[a-z0-9]([a-z0-9._-]{0,220}[a-z0-9])?")
 _STATE = "emulator.json"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
+
+
+def _checked(
+    _context: click.Context, _option: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    for name in names:
+        if not _BUCKET.fullmatch(name):
+            raise click.BadParameter(
+                f"{name!r}: a bucket's name is made of lower-case letters, digits, '-', '_' and "
+                "'.', and begins and ends with a letter or digit"
+            )
+    return names
+
 
 _ROOT = click.option(
     "--root",
@@ -40,6 +55,7 @@ _BUCKETS = click.option(
     "buckets",
     multiple=True,
     default=["emulator-bucket"],
+    callback=_checked,
     show_default=True,
     help="Bucket to have; may be repeated. The first is MLFLOW_GCE_BUCKET.",
 )
@@ -138,8 +154,11 @@ def env(root: Path) -> None:
 
 
 def _environment(running: Emulator, buckets: tuple[str, ...]) -> dict[str, str]:
-    for bucket in buckets:
-        running.create_bucket(bucket)
+    try:
+        for bucket in buckets:
+            running.create_bucket(bucket)
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from error
     return {**running.env, "MLFLOW_GCE_BUCKET": buckets[0]}
 
 

@@ -215,6 +215,26 @@ def test_a_refusal_is_told_with_its_object(cloud, item):
         downloader().download([item])
 
 
+@pytest.mark.parametrize("in_the_way", ["file[1].bin/", "folder"])
+def test_what_is_in_the_way_of_a_file_is_named(item, in_the_way):
+    """A directory of its name, or a file where its directory has to be."""
+    place = item.target.parent / in_the_way
+    place.mkdir() if in_the_way.endswith("/") else place.touch()
+    target = item.target if in_the_way.endswith("/") else place / "file.bin"
+
+    with pytest.raises(StorageError, match=r"cannot write .*file.*: .*name another directory"):
+        downloader().download([dataclasses.replace(item, target=target)])
+
+
+def test_a_file_is_no_directory_to_pull_or_rescue_into(store):
+    (store.directory / "taken").touch()
+
+    for command in ("pull", "rescue"):
+        done = store.run(command, "bold-crab-1", "taken")
+
+        assert done.returncode == 2 and "'taken' is a file" in done.stderr
+
+
 def test_a_name_that_leads_out_of_the_directory_is_refused(tmp_path):
     class Bucket:
         """What a listing with such a name is; fake-gcs-server itself refuses it."""

@@ -67,6 +67,17 @@ def test_exec_gives_the_environment_and_the_commands_exit_code(tmp_path: Path) -
     assert done.stdout == "mine\n"
 
 
+@pytest.mark.parametrize("name", ["a/b", "gs://b", "A", "-a", ""])
+def test_what_no_bucket_can_be_called_is_refused_before_anything_starts(
+    tmp_path: Path, name: str
+) -> None:
+    for words in (["exec", "--bucket", name, "true"], ["start", "--bucket", name]):
+        done = run(*words, root=tmp_path / "root")
+
+        assert done.returncode == 2 and "--bucket" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and not (tmp_path / "root").exists()
+
+
 def test_start_env_stop(tmp_path: Path) -> None:
     started = run("start", root=tmp_path)
     again = run("start", root=tmp_path)
