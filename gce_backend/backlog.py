@@ -9,7 +9,7 @@ from typing import Any
 
 from gce_backend.agent.records import APPLIED_TAG
 from gce_backend.console import Console
-from gce_backend.errors import GceBackendError, StorageError, TrackingError
+from gce_backend.errors import GceBackendError, TrackingError
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
 from gce_backend.tracking import Tracking
@@ -20,10 +20,15 @@ _RETRY_SECONDS = 5.0  # a look by the way must not take long
 _FRESH_SECONDS = 30.0
 
 
-def unsynced_runs(tracking: Tracking) -> list[Submission]:
+def unsynced_runs(tracking: Tracking, *, by_the_way: bool = True) -> list[Submission]:
     """Runs of this store that the bucket has more of, the oldest first.
 
-    Runs whose bucket does not answer, and those that somebody deleted, are left out.
+    Those that somebody deleted are left out.
+
+    Args:
+        by_the_way: leave out also what has just come, since a client may be following, and runs
+            whose bucket does not answer. Otherwise both are among them: whoever then syncs them
+            waits for that client, and tells of that bucket.
 
     Raises:
         TrackingError: the store does not answer.
@@ -31,7 +36,7 @@ def unsynced_runs(tracking: Tracking) -> list[Submission]:
     runs = [run for run in tracking.open_runs() if run.info.lifecycle_stage == "active"]
     runs.sort(key=lambda run: int(run.info.start_time or 0))
     with ThreadPoolExecutor(_RUNS_AT_ONCE) as pool:
-        found = pool.map(lambda run: _unsynced(run, tracking.uri), runs)
+        found = pool.map(lambda run: _unsynced(run, tracking.uri, by_the_way), runs)
         return [submission for submission in found if submission is not None]
 
 
@@ -60,20 +65,28 @@ def warn(tracking: Tracking, console: Console, *, but: str | None = None) -> Non
         console.warn(text)
 
 
-def _unsynced(run: Any, tracking_uri: str) -> Submission | None:
+def _unsynced(run: Any, tracking_uri: str, by_the_way: bool) -> Submission | None:
     try:
         here = Submission.from_run(run, tracking_uri)
-        storage = Storage(here.bucket, project=here.project, retry_seconds=_RETRY_SECONDS)
-        position = int(run.data.tags.get(APPLIED_TAG, "0"))
-        latest = time.time() - _FRESH_SECONDS
-        segments = storage.read_journal(here.paths, position, limit=1)
-        if segments:
-            came = float(segments[0][1][0].get("at", 0)) / 1000 if segments[0][1] else 0.0
-            return here if came < latest else None
-        status = storage.read_json(here.paths.status)
-    except (StorageError, TrackingError, ValueError, KeyError):
+    except (TrackingError, ValueError, KeyError):
         return None
+    latest = time.time() - _FRESH_SECONDS if by_the_way else float("inf")
+    try:
+        came = _since(here, int(run.data.tags.get(APPLIED_TAG, "0")))
+    except (GceBackendError, ValueError):
+        return None if by_the_way else here
+    return here if came is not None and came < latest else None
+
+
+def _since(here: Submission, position: int) -> float | None:
+    """Since when (unix seconds) the bucket has more than the store; None where it has not."""
+    storage = Storage(here.bucket, project=here.project, retry_seconds=_RETRY_SECONDS)
+    segments = storage.read_journal(here.paths, position, limit=1)
+    if segments:
+        records = segments[0][1]
+        return float(records[0].get("at", 0)) / 1000 if records else 0.0
+    status = storage.read_json(here.paths.status)
     # An earlier attempt's says nothing of the run's end.
     if not status or status.get("attempt") != here.attempt:
         return None
-    return here if float(status.get("written_at", 0)) < latest else None
+    return float(status.get("written_at", 0))

@@ -42,6 +42,10 @@ def unsynced(run):
     return [one.run_id for one in backlog.unsynced_runs(run.tracking)]
 
 
+def wanted(run):
+    return backlog.unsynced_runs(run.tracking, by_the_way=False)
+
+
 def test_a_run_whose_journal_waits_is_found_until_it_is_applied(run):
     assert unsynced(run) == []
     journal(run, seconds_ago=60)
@@ -55,6 +59,24 @@ def test_what_has_just_come_is_left_to_whoever_follows(run):
     journal(run, seconds_ago=1)
 
     assert unsynced(run) == []
+
+
+def test_whoever_wants_all_gets_also_what_has_just_come(run):
+    journal(run, seconds_ago=1)
+
+    assert [one.run_id for one in wanted(run)] == [run.run_id]
+    run.tracking.set_tags(run.run_id, {"gce.journal.applied": "1"})
+    assert wanted(run) == []
+    status(run, seconds_ago=1)
+    assert [one.run_id for one in wanted(run)] == [run.run_id]
+
+
+def test_whoever_wants_all_hears_of_a_bucket_that_does_not_answer(run, monkeypatch):
+    monkeypatch.setattr(backlog, "_RETRY_SECONDS", 0)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")  # nothing listens there
+
+    assert unsynced(run) == []
+    assert [one.run_id for one in wanted(run)] == [run.run_id]
 
 
 def test_a_run_whose_end_the_store_does_not_know_is_found(run):

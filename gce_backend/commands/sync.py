@@ -67,4 +67,4 @@ def _chosen(runs: tuple[str, ...], tracking_uri: str | None) -> list[Submission]
 
     if runs:
         return [find_submission(run, tracking_uri) for run in runs]
-    return unsynced_runs(Tracking(resolve_uri(tracking_uri)))
+    return unsynced_runs(Tracking(resolve_uri(tracking_uri)), by_the_way=False)

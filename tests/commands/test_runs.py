@@ -93,6 +93,20 @@ def test_sync_several_and_all(store):
     assert unknown.returncode == 1 and "'nobody'" in unknown.stderr
 
 
+def test_sync_all_takes_what_has_just_come_and_says_what_it_cannot_reach(store):
+    run_id, lost = store.store_run(), store.store_run()
+    store.client.set_tag(lost, "gce.run", f"gs://no-such-bucket-here/mlflow-gce/runs/{lost}")
+    body = {"run_id": run_id, "key": "loss", "value": 0.5, "timestamp": 1, "step": 1}
+    record = {**JOURNAL, "at": round(time.time() * 1000), "body": body}
+    store.put(store.paths(run_id).journal(1), json.dumps(record).encode() + b"\n")
+    store.emulator.inject(Fault("forbidden", "storage.objects.get", "no-such-bucket*", times=None))
+
+    done = store.run("sync", "--all")
+
+    assert done.returncode == 1 and f"run {lost}: " in done.stderr
+    assert f"run {run_id}: the store has all that is in the bucket (1 new records)" in done.stdout
+
+
 def test_cost_sums_up_ended_and_running(store):
     ended = store.store_run("ended")
     store.client.log_metric(ended, "gce/cost_usd", 1.25)
