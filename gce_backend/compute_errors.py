@@ -24,6 +24,7 @@ from gce_backend.errors import (
     PermissionDenied,
     QuotaExceeded,
 )
+from gce_backend.urls import stopped_emulator
 
 _NO_CAPACITY = {
     "ZONE_RESOURCE_POOL_EXHAUSTED",
@@ -57,7 +58,7 @@ def is_transient(error: Exception) -> bool:
     from google.api_core import exceptions
 
     if isinstance(error, (requests.ConnectionError, requests.Timeout)):
-        return True
+        return not stopped_emulator(error)
     if isinstance(error, google.auth.exceptions.TransportError):
         return True  # the token's server did not answer
     if not isinstance(error, exceptions.GoogleAPICallError):
@@ -107,7 +108,8 @@ def translated(what: str) -> Iterator[None]:
     except google.auth.exceptions.GoogleAuthError as error:
         raise PermissionDenied(f"{what}: {explain(error)}") from error
     except requests.RequestException as error:
-        away = ComputeError(f"{what}: Compute Engine did not answer ({error})")
+        said = stopped_emulator(error) or f"Compute Engine did not answer ({error})"
+        away = ComputeError(f"{what}: {said}")
         away.transient = True
         raise away from error
 

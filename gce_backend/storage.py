@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from gce_backend.errors import ConfigError, StorageError
 from gce_backend.storage_errors import check_bucket_name, check_emulator_host, translated
+from gce_backend.urls import stopped_emulator
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob
@@ -97,7 +98,9 @@ class Storage:
 
         self.bucket = bucket
         self.project = project
-        self._retry = DEFAULT_RETRY.with_timeout(retry_seconds)
+        self._retry = DEFAULT_RETRY.with_timeout(retry_seconds).with_predicate(
+            lambda error: DEFAULT_RETRY._predicate(error) and not stopped_emulator(error)
+        )
         with translated(f"cannot open gs://{bucket}", self):
             self._client = (
                 storage.Client(project=project) if project is not None else storage.Client()

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from gce_backend.credentials import explain
 from gce_backend.errors import ConfigError, StorageError
-from gce_backend.urls import is_loopback
+from gce_backend.urls import is_loopback, stopped_emulator
 
 
 class _Bucket(Protocol):
@@ -87,6 +87,10 @@ def translated(tried: str, storage: _Bucket, *, location: str = "europe-west1") 
             raise
         if meaning is _NO_LOGIN:
             raise StorageError(f"{tried}: {explain(error)}") from error
+        if stopped := stopped_emulator(error):
+            away = StorageError(f"{tried}: {stopped}")
+            away.transient = True
+            raise away from error
         advice = meaning.advice.format(
             bucket=storage.bucket,
             project=f" --project={storage.project}" if storage.project else "",

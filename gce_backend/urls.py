@@ -1,4 +1,5 @@
-"""Two questions about URLs: does this one leave the machine, and does it carry credentials?"""
+"""Questions about URLs: does this one leave the machine, does it carry credentials, and has the
+emulator behind it stopped?"""
 
 from __future__ import annotations
 
@@ -16,6 +17,27 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(hostname).is_loopback
     except ValueError:
         return hostname == "localhost"
+
+
+def stopped_emulator(error: BaseException) -> str:
+    """What to say where this machine itself refused a connection, which no patience mends.
+
+    Returns:
+        A sentence with the command that helps; "" for every other error.
+    """
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    if not any(isinstance(each, ConnectionRefusedError) for each in chain):
+        return ""
+    asked = [request.url for each in chain if (request := getattr(each, "request", None))]
+    if not asked or not is_loopback(asked[0]):
+        return ""
+    place = urllib.parse.urlsplit(asked[0])
+    return (
+        f"nothing listens at {place.scheme}://{place.netloc} (connection refused): the emulator "
+        "has stopped, and its instances with it. Start one: mlflow-gce emulator start"
+    )
 
 
 def without_credentials(text: str) -> str:

@@ -1,10 +1,13 @@
 """What Compute Engine answers, in our terms: decided by code and reason."""
 
+import socket
+
 import google.auth.exceptions
 import pytest
 import requests
 from google.api_core import exceptions
 
+from gce_backend.compute import Compute
 from gce_backend.compute_errors import (
     from_operation,
     is_transient,
@@ -19,6 +22,7 @@ from gce_backend.errors import (
     PermissionDenied,
     QuotaExceeded,
 )
+from gce_backend.rest import compute_rest
 
 
 def operation(code, message="m", **more):
@@ -178,3 +182,15 @@ def test_only_what_may_pass_is_tried_again(error, expected):
 )
 def test_what_may_have_had_an_effect_though_its_answer_did_not_come(error, may):
     assert may_have_effect(error) is may
+
+
+def test_an_emulator_that_has_stopped_is_not_waited_for():
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    rest = compute_rest(f"{url}/compute/v1/", retry_seconds=1e9)
+    compute = Compute("p", endpoint=f"{url}/compute/v1/", retry_seconds=1e9)
+
+    for call in (lambda: rest.get("reading it", "projects/p"), lambda: compute.get("z", "name")):
+        with pytest.raises(ComputeError, match=f"nothing listens at {url} .*emulator start"):
+            call()

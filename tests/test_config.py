@@ -252,7 +252,7 @@ FRACTIONS = (
         ({"gce.max_cost_usd": "-1"}, "above 0"),
         ({"gce.max_parallel": "0"}, r"gce.max_parallel=0: .*null for no limit"),
         ({"gce.boot_minutes": "0"}, r"gce.boot_minutes=0.*above 0"),
-        ({"machine.disk_gb": "0"}, r"machine.disk_gb=0: .*at least 1"),
+        ({"machine.disk_gb": "0"}, r"machine.disk_gb=0: .*at least 10 GB"),
         ({"machine.gpus": "-1"}, r"machine.gpus=-1: must not be negative"),
         *(
             ({f"gce.{key}": value}, rf"gce.{key}={value}: a number that is finite is needed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -173,19 +174,31 @@ def test_check_names_the_role_where_access_is_refused(monkeypatch: pytest.Monkey
     )
 
 
-def test_a_service_that_is_away_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{_closed_port()}")
-    storage = Storage("b", retry_seconds=0.2)
-
-    for attempt in (
+def attempts(storage: Storage) -> list[Callable[[], object]]:
+    return [
         lambda: storage.read("x"),
         lambda: storage.put("x", b""),
         lambda: list(storage.list("x")),
         lambda: storage.put_once("x", b""),
-    ):
-        with pytest.raises(StorageError, match="did not answer") as error:
+    ]
+
+
+def test_a_service_that_is_away_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _HangsUp() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        for attempt in attempts(Storage("b", retry_seconds=0.2)):
+            with pytest.raises(StorageError, match="did not answer") as error:
+                attempt()
+            assert error.value.transient
+
+
+def test_an_emulator_that_has_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"http://127.0.0.1:{_closed_port()}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+
+    for attempt in attempts(Storage("b", retry_seconds=1e9)):
+        with pytest.raises(StorageError, match=f"nothing listens at {url} .*emulator start"):
             attempt()
-        assert error.value.transient
 
 
 def test_a_service_that_keeps_failing_is_a_transient_error(
@@ -407,6 +420,13 @@ class _Server:
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         handler.wfile.write(data)
+
+
+class _HangsUp(_Server):
+    """Closes every connection without an answer."""
+
+    def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        handler.close_connection = True
 
 
 class _Answers(_Server):
