@@ -15,10 +15,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gce_backend.errors import ComputeError
-from gce_backend.prices import ACCELERATOR_USD_PER_HOUR, MACHINE_USD_PER_HOUR, cache_file
+from gce_backend.prices import (
+    ACCELERATOR_USD_PER_HOUR,
+    CATALOG_VARIABLE,
+    MACHINE_USD_PER_HOUR,
+    cache_file,
+)
 from gce_backend.rest import Rest
 
-_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDBILLING"
 _GOOGLE = "https://cloudbilling.googleapis.com/"
 _COMPUTE_ENGINE = "6F81-5844-456A"  # the service's id in the catalog
 _PAGE_SIZE = 5000
@@ -64,7 +68,7 @@ def refresh(*, emulated: bool) -> str:
         ComputeError, PermissionDenied: it is not to be had; the prices are as they were.
         OSError: they cannot be kept.
     """
-    base = os.environ.get(_VARIABLE) or _GOOGLE
+    base = os.environ.get(CATALOG_VARIABLE) or _GOOGLE
     parts = parts_of(_skus(Rest(base, anonymous=emulated, retry_seconds=10.0)))
     machines, accelerators = machines_of(parts), accelerators_of(parts)
     if not machines:
@@ -81,7 +85,8 @@ def refresh(*, emulated: bool) -> str:
     part.replace(file)
     known = sum(len(regions) for regions in machines.values())
     whole = sum(len(regions) for regions in MACHINE_USD_PER_HOUR.values())
-    return f"{known} of {whole} prices are the Cloud Billing Catalog's of today: {file}"
+    whose = f"the catalog's at {base}" if base != _GOOGLE else "the Cloud Billing Catalog's"
+    return f"{known} of {whole} prices are {whose} of today: {file}"
 
 
 def _skus(rest: Rest) -> Iterator[dict[str, Any]]:

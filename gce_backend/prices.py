@@ -16,6 +16,8 @@ from pathlib import Path
 
 from gce_backend.agent.usage import usd
 
+#: Names another Cloud Billing Catalog than Google's.
+CATALOG_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDBILLING"
 PRICE_DATE = "2026-11-01"
 
 #: machine type -> region -> (on demand, spot), USD per hour.
@@ -158,9 +160,13 @@ def price_date() -> str:
 
 
 def cache_file() -> Path:
-    """Where refreshed prices are kept: ``$XDG_CACHE_HOME/mlflow-gce/prices.json``."""
+    """Where refreshed prices are kept: ``$XDG_CACHE_HOME/mlflow-gce/prices.json``.
+
+    Those of another catalog than Google's, which may be the emulator's inventions, lie beside it.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "mlflow-gce" / "prices.json"
+    name = "prices-elsewhere.json" if os.environ.get(CATALOG_VARIABLE) else "prices.json"
+    return Path(home).expanduser() / "mlflow-gce" / name
 
 
 @dataclass(frozen=True)

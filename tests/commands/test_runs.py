@@ -9,6 +9,7 @@ import requests
 from gce_backend.emulator import Fault
 from gce_backend.history import Event, History
 from gce_backend.lifecycle import Phase
+from gce_backend.prices import PRICE_DATE
 from gce_backend.storage import Storage
 
 PROJECT = """
@@ -201,7 +202,10 @@ def test_plan_refreshes_prices_from_the_catalog_and_keeps_them(project, monkeypa
     away = {"CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDBILLING": "http://127.0.0.1:9/"}
     later = cloud.run("plan", "-P", "machine=e2-standard-4", **environ, **away)
 
+    real = cloud.run("plan", CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDBILLING="", **environ)
+
     assert first["price_date"].startswith(today)
+    assert f"list prices of {PRICE_DATE}," in real.stdout, "invented prices outside the emulator"
     assert f"list prices of {today}" in later.stdout and later.stderr == ""
     unknown = f"{cloud.emulator.compute_url.removesuffix('compute/v1/')}v1/services"
     assert requests.get(unknown, timeout=10).status_code == 501
