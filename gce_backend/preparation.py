@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gce_backend.compose import defaults_dir
 from gce_backend.storage import Storage
+from gce_backend.storage_errors import check_bucket_name
 
 _ACCOUNT = "mlflow-gce"
 ROLE = "mlflowGceInstance"  # custom: the instance may delete itself, and see itself
@@ -34,12 +35,14 @@ class Call:
     Args:
         purpose: what it is good for.
         words: as a gcloud command.
-        make: does it through the API; None: only gcloud does.
+        make: does it through the API; None: only gcloud does. False: it was done before.
+        for_account: the instances' own account is not complete without it.
     """
 
     purpose: str
     words: tuple[str, ...]
-    make: Callable[[], None] | None = None
+    make: Callable[[], bool] | None = None
+    for_account: bool = False
 
     def __str__(self) -> str:
         return shlex.join(self.words)
@@ -71,6 +74,17 @@ def write_conf(directory: Path, project: str, bucket: str) -> list[Path]:
     return written
 
 
+def bucket_name(given: str) -> str:
+    """The name that ``gs://NAME/`` or ``NAME`` gives.
+
+    Raises:
+        ConfigError: no bucket can be called so.
+    """
+    name = given.removeprefix("gs://").removesuffix("/")
+    check_bucket_name(name)
+    return name
+
+
 def account_email(project: str) -> str:
     """The service account that `cloud_calls` creates."""
     return f"{_ACCOUNT}@{project}.iam.gserviceaccount.com"
@@ -81,11 +95,11 @@ def cloud_calls(project: str, bucket: str, region: str) -> list[Call]:
     here = f"--project={project}"
     member = f"--member=serviceAccount:{account_email(project)}"
 
-    def create_bucket() -> None:
-        Storage(bucket, project=project).create(region)
+    def create_bucket() -> bool:
+        return Storage(bucket, project=project).create(region)
 
-    def gcloud(purpose: str, *words: str) -> Call:
-        return Call(purpose, ("gcloud", *words, here))
+    def gcloud(purpose: str, *words: str, for_account: bool = False) -> Call:
+        return Call(purpose, ("gcloud", *words, here), for_account=for_account)
 
     return [
         gcloud("switch the API on", "services", "enable", "compute.googleapis.com"),
@@ -98,7 +112,9 @@ def cloud_calls(project: str, bucket: str, region: str) -> list[Call]:
             create_bucket,
         ),
         gcloud(
-            "an account of their own for instances", "iam", "service-accounts", "create", _ACCOUNT
+            "an account of their own for instances",
+            *("iam", "service-accounts", "create", _ACCOUNT),
+            for_account=True,
         ),
         Call(
             "it may write results, in this bucket alone",
@@ -106,18 +122,21 @@ def cloud_calls(project: str, bucket: str, region: str) -> list[Call]:
                 *("gcloud", "storage", "buckets", "add-iam-policy-binding", f"gs://{bucket}"),
                 *(member, "--role=roles/storage.objectUser"),
             ),
+            for_account=True,
         ),
         gcloud(
             "a role with which an instance can delete itself",
             *("iam", "roles", "create", ROLE),
             "--permissions=compute.instances.delete,compute.instances.get",
+            for_account=True,
         ),
         Call(
             "the account has that role",
             (
                 *("gcloud", "projects", "add-iam-policy-binding", project),
-                *(member, f"--role=projects/{project}/roles/{ROLE}"),
+                *(member, f"--role=projects/{project}/roles/{ROLE}", "--condition=None"),
             ),
+            for_account=True,
         ),
         gcloud(
             "SSH through Identity-Aware Proxy, from nowhere else (runs do not need it)",

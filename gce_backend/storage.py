@@ -149,16 +149,34 @@ class Storage:
                 f"bucket {self.bucket!r} took an object and did not list it; nothing was started"
             )
 
-    def create(self, location: str) -> None:
-        """Create the bucket, with uniform access; one that exists is an error.
+    def create(self, location: str) -> bool:
+        """Create the bucket, with uniform access.
+
+        Returns:
+            False where it exists already, and we may write, list, read and delete in it.
 
         Raises:
-            StorageError: it was not created.
+            StorageError: it was not created; or it is somebody else's, as every name in the world
+                may be.
         """
+        from google.api_core.exceptions import Conflict
+
         with translated(f"cannot create bucket {self.bucket!r}", self, location=location):
             bucket = self._client.bucket(self.bucket)
             bucket.iam_configuration.uniform_bucket_level_access_enabled = True
-            self._client.create_bucket(bucket, location=location, retry=self._retry)
+            try:
+                self._client.create_bucket(bucket, location=location, retry=self._retry)
+                return True
+            except Conflict:
+                pass
+        try:
+            self.check()
+        except StorageError as error:
+            raise StorageError(
+                f"bucket {self.bucket!r} exists already, in your project or in somebody else's, "
+                f"whose name you cannot have then: {error}"
+            ) from error
+        return False
 
     def location(self) -> str:
         """Where the bucket is: a region, or a multi-region such as ``EU``.
