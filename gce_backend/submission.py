@@ -48,6 +48,16 @@ class Submission:
     client: str = ""
     ssh_via: str = "none"
 
+    def __post_init__(self) -> None:
+        """Numbers as exact as in tags: whoever finds the run again must count the same costs."""
+        exact = {"deadline": self.deadline, "created_at": round(self.created_at, 3)}
+        if math.isfinite(self.deadline):
+            exact["deadline"] = round(self.deadline)
+        if self.usd_per_hour is not None:
+            exact["usd_per_hour"] = round(self.usd_per_hour, 4)
+        for name, value in exact.items():
+            object.__setattr__(self, name, value)
+
     @property
     def uri(self) -> str:
         """Where the run's own files are."""
@@ -86,7 +96,7 @@ class Submission:
             tracking.DEADLINE_TAG: str(round(self.deadline)),
             ATTEMPT_TAG: str(self.attempt),
             tracking.CLIENT_TAG: self.client,
-            "gce.created_at": str(round(self.created_at, 3)),
+            "gce.created_at": str(self.created_at),
             "gce.ssh.via": self.ssh_via,
             **price,
         }

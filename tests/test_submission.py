@@ -1,5 +1,6 @@
 """A submission found again by its run's tags; what is missing there is not made up."""
 
+import dataclasses
 import types
 
 from gce_backend.submission import Submission
@@ -36,3 +37,11 @@ def test_what_is_written_is_read_back():
 
     assert again == found
     assert again.attempt == 3
+
+
+def test_whoever_finds_it_again_counts_with_the_same_numbers():
+    made = dataclasses.replace(
+        submission(), usd_per_hour=0.116349315, created_at=1764000000.1234, deadline=1764090000.6
+    )
+
+    assert submission(**made.tags()) == made
