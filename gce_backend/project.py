@@ -106,6 +106,8 @@ def entry_point(source: Source, name: str, parameters: Mapping[str, Any]) -> Ent
     from mlflow.projects.utils import load_project
 
     values = {key: _text(value) for key, value in parameters.items()}
+    if "" in values:
+        raise ProjectError(f"parameter '={values['']}' of entry point {name!r} has no name")
     try:
         declared = _declared(load_project(str(source.directory)), source, name)
         for key, parameter in declared.parameters.items():

@@ -117,6 +117,12 @@ def test_numbers_switches_and_lists_stay_what_they_are(project, value, meant):
     assert OverridesParser.create().parse_override(shlex.split(words[2])[0]).value() == meant
 
 
+def test_a_parameter_without_a_name_is_refused(project):
+    told = pytest.raises(ProjectError, match="'=3' of entry point 'main' has no name")
+    with open_source(str(project), None) as source, told:
+        entry_point(source, "main", {"": "3"})
+
+
 def test_a_quotation_in_the_overrides_that_never_ends_is_named(project):
     told = pytest.raises(ProjectError, match=r"No closing quotation in .*--overrides 'note=\"a'")
     with open_source(str(project), None) as source, told:

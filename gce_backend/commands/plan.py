@@ -126,7 +126,9 @@ def _facts(settings: Settings, rows: list[dict[str, Any]]) -> list[tuple[str, st
     machine, gce = settings.machine, settings.gce
     seconds = lifetime_seconds(settings)
     worst = [row["at_most_usd"] for row in rows]
-    most = usd(max(worst)) if None not in worst else "not known: a zone's price is not in the table"
+    most = "not known: a zone's price is not in the table"
+    if None not in worst:
+        most = f"{usd(max(worst))}, in the dearest zone until the deadline"
     gpus = f", {machine.gpus} GPU" if machine.gpus else ""
     return [
         ("machine", f"{machine.name} ({machine.machine_type}{gpus}), {_model(machine.spot)}"),
@@ -136,7 +138,7 @@ def _facts(settings: Settings, rows: list[dict[str, Any]]) -> list[tuple[str, st
         ("bucket", f"gs://{settings.bucket}/{gce.prefix}"),
         ("training ends", f"after {gce.max_hours:.3g} h at most (gce.max_hours)"),
         ("deadline", f"{moment(time.time() + seconds)} if started now: {seconds / 3600:.3g} h"),
-        ("costs at most", f"{most}, in the dearest zone until the deadline"),
+        ("costs at most", most),
         ("prices", f"an estimate: list prices of {price_date()}, without discounts and network"),
     ]
 
