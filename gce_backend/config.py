@@ -30,6 +30,7 @@ _MLFLOW_KEYS = frozenset(
 )
 _SECRET = r"projects/[a-z0-9:.-]+/secrets/[\w-]{1,255}(/versions/[\w-]+)?"
 _ZONE = r"[a-z]+(-[a-z0-9]+)*-[a-z0-9]+"
+_PROJECT = r"([a-z0-9.-]+:)?[a-z0-9-]+"  # those of a domain begin with it
 _LEAST_DISK_GB = 10
 _NO_CLOUD = """{what} is configured. Two ways out:
   the real cloud:  {remedy}, and `gcloud auth application-default login`
@@ -206,8 +207,8 @@ def load_settings(
     words = [*_backend_config_words(backend_config or {}), *_words(parameters or {})]
     composer = Composer(project_dir)
     first, *others = [
-        settings_of(composer.compose([*each, *training_words]), endpoints)
-        for each in _one_machine_each(words)
+        settings_of(composer.compose(each), endpoints)
+        for each in _one_machine_each([*words, *training_words])
     ]
     composer.check_types(training_words)
     return dataclasses.replace(first, others=tuple(each.machine for each in others))
@@ -274,13 +275,17 @@ def _one_machine_each(words: list[str]) -> list[list[str]]:
 
     Hydra itself would compose the presets of such a list into one.
     """
-    lists = [word for word in words if re.fullmatch(r"machine=\[.*\]", word)]
-    if not lists:
+    chosen = [word for word in words if word.startswith("machine=")]
+    if chosen and re.fullmatch(r"machine=[^\[\]]+,[^\[\]]+", chosen[-1]):
+        name = chosen[-1].partition("=")[2]
+        raise ConfigError(f"machine={name}: machines that are tried in turn: machine=[{name}]")
+    if not any(re.fullmatch(r"machine=\[.*\]", word) for word in chosen):
         return [words]
-    names = [name.strip() for name in lists[-1][len("machine=[") : -1].split(",") if name.strip()]
-    if not names:
-        raise ConfigError(f"{lists[-1]}: the list names no machine")
     rest = [word for word in words if not word.startswith("machine=")]
+    last = chosen[-1].partition("=")[2]
+    names = [name for each in last.strip("[]").split(",") if (name := each.strip())]
+    if not names:
+        raise ConfigError(f"{chosen[-1]}: the list names no machine")
     return [[f"machine={name}", *rest] for name in names]
 
 
@@ -344,6 +349,14 @@ def _check_names(machine: Machine, gce: Gce) -> None:
         raise ConfigError(
             f"gce.prefix={gce.prefix}: a folder in the bucket, as in mlflow-gce or team/mlflow, "
             "without a slash at its beginning or end and without empty parts"
+        )
+    for key in ("name", "machine_type", "image", "disk_type"):
+        if not getattr(machine, key):
+            raise ConfigError(f"machine.{key}: it must not be empty")
+    if gce.project and not re.fullmatch(_PROJECT, gce.project):
+        raise ConfigError(
+            f"gce.project={gce.project}: no project can have this id; it is made of lower-case "
+            "letters, digits and '-'. See: gcloud projects list"
         )
     for zone in machine.zones or [""]:
         if not re.fullmatch(_ZONE, str(zone)):

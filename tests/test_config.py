@@ -102,6 +102,9 @@ WRONG = [
     ({"gce.ssh": "iap"}, r"gce.ssh=iap: it takes no value itself. Allowed: gce.ssh.via$"),
     ({"machine.zones": "[x]"}, r"machine.zones=.*'x' is no zone.*\[europe-west1-b\]"),
     ({"machine.zones": "[]"}, r"machine.zones=\[\]: '' is no zone"),
+    ({"machine.machine_type": ""}, r"machine.machine_type: it must not be empty"),
+    ({"machine": "l4,t4"}, r"machines that are tried in turn: machine=\[l4,t4\]$"),
+    ({"gce.project": "A B"}, r"gce.project=A B: no project can have this id"),
     ({"machine.disk_gb": "-4"}, r"machine.disk_gb=-4: a boot disk has at least 10 GB"),
     ({"gce.max_hours": "0"}, r"gce.max_hours=0"),
     ({"gce.max_hours": "3000"}, r"gce.max_hours=3000.*2880"),
@@ -217,6 +220,10 @@ def test_without_overrides_the_endpoints_are_googles():
     [
         {"backend_config": {"machine": ["l4", "n1-standard-4"], "machine.spot": True}},
         {"parameters": {"machine": "[l4, n1-standard-4]", "machine.spot": "true"}},
+        {
+            "parameters": {"machine": "[t4,a100]", "machine.spot": "true"},
+            "training_words": ["machine=[l4,n1-standard-4]"],
+        },
     ],
 )
 def test_machine_may_be_an_ordered_list(tmp_path, given):
@@ -225,6 +232,12 @@ def test_machine_may_be_an_ordered_list(tmp_path, given):
     assert [each.machine.name for each in found.choices] == ["l4", "n1-standard-4"]
     assert all(each.machine.spot for each in found.choices)
     assert found.choices[1].zones == tuple(found.others[0].zones)
+
+
+def test_a_machine_in_the_trainings_words_comes_before_a_list(tmp_path):
+    found = settings(tmp_path, parameters={"machine": "[t4,a100]"}, training_words=["machine=l4"])
+
+    assert [each.machine.name for each in found.choices] == ["l4"]
 
 
 def test_every_machine_of_a_list_must_be_offered_where_asked(tmp_path):
