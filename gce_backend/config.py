@@ -353,11 +353,8 @@ def _check_names(machine: Machine, gce: Gce) -> None:
     for key in ("name", "machine_type", "image", "disk_type"):
         if not getattr(machine, key):
             raise ConfigError(f"machine.{key}: it must not be empty")
-    if gce.project and not re.fullmatch(_PROJECT, gce.project):
-        raise ConfigError(
-            f"gce.project={gce.project}: no project can have this id; it is made of lower-case "
-            "letters, digits and '-'. See: gcloud projects list"
-        )
+    if gce.project:
+        check_project(gce.project)
     for zone in machine.zones or [""]:
         if not re.fullmatch(_ZONE, str(zone)):
             raise ConfigError(
@@ -413,6 +410,15 @@ def _check_secrets(tracking: TrackingAccess) -> None:
             )
     if len(given) > 1:
         raise ConfigError("gce.tracking: set token_secret or login_secret, not both")
+
+
+def check_project(project: str) -> None:
+    """Raises ConfigError for what cannot be the id of a project."""
+    if not re.fullmatch(_PROJECT, project):
+        raise ConfigError(
+            f"gce.project={project}: no project can have this id; it is made of lower-case "
+            "letters, digits and '-'. See: gcloud projects list"
+        )
 
 
 def usable_zones(machine: Machine, gce: Gce) -> tuple[str, ...]:

@@ -32,9 +32,9 @@ def find_place(project: str | None) -> Place:
     return Place(find_project(project, endpoints), endpoints)
 
 
-def configured_here(key: str) -> str | None:
-    """A key of ``gce`` of the MLproject in this directory, where it sets one."""
-    file = Path("conf/gce/default.yaml")
+def configured_here(key: str, directory: Path = Path()) -> str | None:
+    """A key of ``gce`` of the MLproject in the directory, where it sets one."""
+    file = directory / "conf/gce/default.yaml"
     if not file.is_file():
         return None
     from omegaconf import OmegaConf

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gce_backend.compose import defaults_dir
+from gce_backend.errors import ConfigError
 from gce_backend.storage import Storage
 from gce_backend.storage_errors import check_bucket_name
 
@@ -55,6 +56,9 @@ def write_conf(directory: Path, project: str, bucket: str) -> list[Path]:
 
     Returns:
         The files that were written.
+
+    Raises:
+        ConfigError: they cannot be.
     """
     values = {"project": project, "bucket": bucket}
     lines = []
@@ -68,8 +72,13 @@ def write_conf(directory: Path, project: str, bucket: str) -> list[Path]:
     written = []
     for path, text in wanted.items():
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot write {path}: {error.strerror} ({error.filename})"
+                ) from error
             written.append(path)
     return written
 

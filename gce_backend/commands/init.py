@@ -42,6 +42,8 @@ def init(
 
     The exit code is 1 when a call that was wanted could not be made.
     """
+    from gce_backend.config import check_project
+    from gce_backend.place import configured_here
     from gce_backend.preparation import bucket_name, write_conf
 
     if not (directory / "MLproject").is_file():
@@ -49,15 +51,14 @@ def init(
             f"mlflow-gce: {directory} has no MLproject file; conf/ belongs beside one", err=True
         )
         sys.exit(1)
-    project = project or click.prompt("Google Cloud project")
+    there = {key: configured_here(key, directory) for key in ("project", "bucket")}
+    project = project or there["project"] or click.prompt("Google Cloud project")
     assert project
-    given = bucket or click.prompt("bucket", default=f"{project}-mlflow")
+    given = bucket or there["bucket"] or click.prompt("bucket", default=f"{project}-mlflow")
+    guarded(lambda: check_project(project))
     name = guarded(lambda: bucket_name(given))
     written = guarded(lambda: write_conf(directory, project, name))
-    for path in written:
-        click.echo(f"written: {path}")
-    if not written:
-        click.echo("conf/ is there already, and was left as it is")
+    _tell(written, wanted={"project": project, "bucket": name}, there=there)
     failed = [] if no_cloud else _offer_all(project, name, region, yes=yes)
     if failed:
         click.echo(
@@ -68,6 +69,20 @@ def init(
         )
         sys.exit(1)
     click.echo("next: mlflow-gce doctor")
+
+
+def _tell(written: list[Path], *, wanted: dict[str, str], there: dict[str, str | None]) -> None:
+    for path in written:
+        click.echo(f"written: {path}")
+    if not written:
+        click.echo("conf/ is there already, and was left as it is")
+    for key, value in wanted.items():
+        if there[key] not in (None, value):
+            click.echo(
+                f"mlflow-gce: conf/gce/default.yaml names the {key} {there[key]}, and runs go "
+                f"there, not to {value}",
+                err=True,
+            )
 
 
 def _offer_all(project: str, bucket: str, region: str, *, yes: bool) -> list[Call]:

@@ -108,6 +108,30 @@ def test_a_bucket_of_somebody_elses_is_told_and_stops_no_other_call(cloud, gclou
     assert gcloud[0].with_name("gcloud.calls").exists()
 
 
+def test_a_project_whose_conf_is_there_is_prepared_as_it_says(cloud):
+    cloud.run("init", "--no-cloud", *project(cloud))
+    del cloud.environ["MLFLOW_GCE_BUCKET"]
+
+    again = cloud.run("init", "--no-cloud")
+    other = cloud.run("init", "--no-cloud", "--bucket", "another")
+
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "names the bucket made-by-init, and runs go there, not to another" in other.stderr
+
+
+def test_what_cannot_be_written_or_cannot_be_a_project_is_named(cloud):
+    words = project(cloud)
+    (cloud.directory / "conf").touch()
+
+    done = cloud.run("init", "--no-cloud", *words)
+    wrong = cloud.run("init", "--no-cloud", "--project", "a: b", *words[2:])
+
+    assert (
+        done.returncode == 1 and "cannot write conf/config.yaml: File exists (conf)" in done.stderr
+    )
+    assert wrong.returncode == 1 and "no project can have this id" in wrong.stderr
+
+
 @pytest.mark.parametrize(("given", "code"), [("gs://mine/", 0), ("gs://mine/a", 1), ("-a", 1)])
 def test_a_buckets_name_is_set_right_or_refused(cloud, given, code):
     words = [*project(cloud)[:2], "--bucket", given]
