@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -142,7 +143,7 @@ class Checkups:
         except StorageError as error:
             if "does not exist" in str(error):
                 return Finding(name, State.SKIPPED, "not checked: bucket comes first")
-            return Finding(name, State.INFERRED, f"not known: {str(error).partition('.')[0]}")
+            return Finding(name, State.INFERRED, f"not known: {str(error).partition('. ')[0]}")
         elsewhere = sorted(
             {r for z in self._settings.zones if not _is_near(location, r := z.rpartition("-")[0])}
         )
@@ -283,7 +284,8 @@ class Checkups:
                 "--role=roles/compute.instanceAdmin.v1"
             )
             return Finding("project", State.FAILED, text, remedy)
-        return Finding("project", State.FAILED, text, "gcloud projects list")
+        detail, remedy = _split_advice(text)
+        return Finding("project", State.FAILED, detail, remedy or "gcloud projects list")
 
     def _unasked(self, name: str, error: ComputeError, api: str) -> Finding:
         remedy = f"gcloud services enable {api} --project={self._project}"
@@ -291,9 +293,10 @@ class Checkups:
 
 
 def _split_advice(text: str) -> tuple[str, str]:
-    """A storage error's sentence and its command, which begins at ``gcloud``."""
-    before, mark, command = text.partition("gcloud ")
-    return before.strip(), f"{mark}{command}".strip()
+    """An error's sentence, and the command at its end; "" where there is none."""
+    found = re.search(r"\b(gcloud|mlflow-gce) [a-z].*", text, re.DOTALL)
+    at = found.start() if found else len(text)
+    return text[:at].strip(), text[at:].strip()
 
 
 def _is_near(location: str, region: str) -> bool:

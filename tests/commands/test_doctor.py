@@ -114,6 +114,21 @@ def test_a_store_that_is_not_there(store):
     assert done.stdout.count("FAILED") == 1 and "secret" not in done.stdout
 
 
+def test_an_emulator_that_has_stopped_is_named_with_the_command_that_starts_one(store):
+    nowhere = "http://127.0.0.1:9"
+    environ = {
+        "STORAGE_EMULATOR_HOST": nowhere,
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": f"{nowhere}/compute/v1/",
+    }
+
+    done = store.run("doctor", **environ)
+    amiss, _ = examined(store, **environ)
+
+    assert set(amiss) == {"project", "bucket"}
+    assert {each["remedy"] for each in amiss.values()} == {"mlflow-gce emulator start"}
+    assert f"nothing listens at {nowhere} (connection refused)" in done.stdout
+
+
 def test_no_credentials_come_before_everything_that_needs_them(store):
     for name in list(store.environ):
         if name.startswith("CLOUDSDK_API") or name == "STORAGE_EMULATOR_HOST":
