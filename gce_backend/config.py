@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gce_backend.compose import Composer, choices, dotted_keys, first_line
 from gce_backend.errors import ConfigError
 from gce_backend.storage_errors import check_bucket_name
-from gce_backend.urls import is_loopback
+from gce_backend.urls import is_address, is_loopback
 
 # The keys MLflow itself puts into a backend's configuration; none of them is ours.
 _MLFLOW_KEYS = frozenset(
@@ -244,7 +244,8 @@ def read_endpoints(environ: Mapping[str, str] = os.environ) -> Endpoints:
     """Where the environment says the APIs are, in the names the ecosystem uses.
 
     Raises:
-        ConfigError: a token would travel over plain http, or only one API is emulated.
+        ConfigError: one is no URL, a token would travel over plain http, or only one API is
+            emulated.
     """
     compute = environ.get("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE") or None
     storage = environ.get("STORAGE_EMULATOR_HOST") or None
@@ -252,6 +253,8 @@ def read_endpoints(environ: Mapping[str, str] = os.environ) -> Endpoints:
         ("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", compute),
         ("STORAGE_EMULATOR_HOST", storage),
     ):
+        if url and not is_address(url):
+            raise ConfigError(f"{name}={url}: it must be a URL, as in http://127.0.0.1:9000")
         if url and url.startswith("http://") and not is_loopback(url):
             raise ConfigError(
                 f"{name}={url}: plain http to an address that is not loopback would send your "

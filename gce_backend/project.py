@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from gce_backend.errors import ProjectError
 from gce_backend.urls import without_credentials
 
@@ -109,7 +111,14 @@ def entry_point(source: Source, name: str, parameters: Mapping[str, Any]) -> Ent
     if "" in values:
         raise ProjectError(f"parameter '={values['']}' of entry point {name!r} has no name")
     try:
-        declared = _declared(load_project(str(source.directory)), source, name)
+        try:
+            project = load_project(str(source.directory))
+        except (YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
+            raise ProjectError(
+                f"project {source.name}: its MLproject file cannot be read: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        declared = _declared(project, source, name)
         for key, parameter in declared.parameters.items():
             if key in values:
                 values[key] = _checked(parameter, values[key], source, name)

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from gce_backend.credentials import explain
 from gce_backend.errors import ConfigError, StorageError
-from gce_backend.urls import is_loopback, stopped_emulator
+from gce_backend.urls import is_address, is_loopback, stopped_emulator
 
 
 class _Bucket(Protocol):
@@ -137,13 +136,12 @@ def check_emulator_host(host: str | None) -> None:
     """
     if not host:
         return
-    url = urlsplit(host)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    if not is_address(host):
         raise ConfigError(
             f"STORAGE_EMULATOR_HOST={host!r} is not a URL; it needs its scheme, "
             "as in http://127.0.0.1:9000"
         )
-    if url.scheme == "http" and not is_loopback(host):
+    if host.startswith("http:") and not is_loopback(host):
         raise ConfigError(
             f"STORAGE_EMULATOR_HOST={host!r} is plain http to another machine; "
             "only a loopback address (127.0.0.1, localhost, [::1]) may be http"

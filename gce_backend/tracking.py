@@ -250,7 +250,10 @@ class Tracking:
         if len(wanted) == _RUN_ID_LENGTH and _HEX.fullmatch(wanted):
             return self._client.get_run(wanted)
         quote = "'" if '"' in wanted else '"'
-        found = self._ours(f"attributes.run_name = {quote}{wanted}{quote}")
+        # MLflow's filters have no way to write a text with both marks in it.
+        found = (
+            [] if quote in wanted else self._ours(f"attributes.run_name = {quote}{wanted}{quote}")
+        )
         if _HEX.fullmatch(wanted):
             begin = self._ours(f"tags.`{INSTANCE_TAG}` LIKE '%-{wanted}%'")
             named = {run.info.run_id for run in found}

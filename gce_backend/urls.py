@@ -19,6 +19,15 @@ def is_loopback(url: str) -> bool:
         return hostname == "localhost"
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an http(s) URL that can be asked: with a host, and a port that there can be."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def stopped_emulator(error: BaseException) -> str:
     """What to say where this machine itself refused a connection, which no patience mends.
 

@@ -198,6 +198,13 @@ def test_plain_http_to_another_machine_is_refused(name):
         read_endpoints({**EMULATED, name: "http://10.0.0.7:1234/compute/v1/"})
 
 
+@pytest.mark.parametrize("wrong", ["nonsense", "http://127.0.0.1:99999", "http://[::1", "http://"])
+@pytest.mark.parametrize("name", sorted(EMULATED))
+def test_an_endpoint_that_is_no_url_is_refused(name, wrong):
+    with pytest.raises(ConfigError, match=f"{name}=.*it must be a URL"):
+        read_endpoints({**EMULATED, name: wrong})
+
+
 def test_a_name_that_only_begins_like_a_loopback_address_is_refused():
     wrong = {**EMULATED, "STORAGE_EMULATOR_HOST": "http://127.example.com:1235"}
 

@@ -117,6 +117,14 @@ def test_numbers_switches_and_lists_stay_what_they_are(project, value, meant):
     assert OverridesParser.create().parse_override(shlex.split(words[2])[0]).value() == meant
 
 
+@pytest.mark.parametrize("text", ["name: [", "- a", "entry_points: 3", "just words"])
+def test_an_mlproject_that_is_none_is_named(project, text):
+    (project / "MLproject").write_text(text)
+    told = pytest.raises(ProjectError, match="MLproject")
+    with open_source(str(project), None) as source, told:
+        entry_point(source, "main", {})
+
+
 def test_a_parameter_without_a_name_is_refused(project):
     told = pytest.raises(ProjectError, match="'=3' of entry point 'main' has no name")
     with open_source(str(project), None) as source, told:

@@ -221,7 +221,14 @@ def test_an_endpoint_on_loopback_or_over_https_is_accepted(host: str | None) -> 
 
 @pytest.mark.parametrize(
     "host",
-    ["http://10.0.0.1:1", "http://example.com", "http://127.0.0.1.example.com", "127.0.0.1:9000"],
+    [
+        "http://10.0.0.1:1",
+        "http://example.com",
+        "http://127.0.0.1.example.com",
+        "127.0.0.1:9000",
+        "http://127.0.0.1:99999",
+        "http://[::1",
+    ],
 )
 def test_an_endpoint_that_leaks_is_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)

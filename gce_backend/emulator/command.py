@@ -170,7 +170,7 @@ def _running(root: Path, **options: Any) -> Iterator[Emulator]:
     running = Emulator(root, **options)
     try:
         running.__enter__()
-    except (RootInUse, FileNotFoundError) as error:
+    except (RootInUse, OSError) as error:
         raise click.ClickException(str(error)) from error
     try:
         yield running
@@ -210,7 +210,10 @@ def _start_in_background(
     legacy_images: bool,
 ) -> None:
     """The same command once more, in a session of its own and in its foreground."""
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
     if (root / _STATE).exists() and _is_alive(root):
         raise click.ClickException(f"an emulator runs already on {root}")
     (root / _STATE).unlink(missing_ok=True)

@@ -78,6 +78,17 @@ def test_what_no_bucket_can_be_called_is_refused_before_anything_starts(
         assert "Traceback" not in done.stderr and not (tmp_path / "root").exists()
 
 
+def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    root = tmp_path / "file" / "root"
+
+    for words in (["exec", "true"], ["start"]):
+        done = run(*words, root=root)
+
+        assert done.returncode == 1 and str(root) in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_start_env_stop(tmp_path: Path) -> None:
     started = run("start", root=tmp_path)
     again = run("start", root=tmp_path)
