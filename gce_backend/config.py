@@ -31,6 +31,7 @@ _MLFLOW_KEYS = frozenset(
 _SECRET = r"projects/[a-z0-9:.-]+/secrets/[\w-]{1,255}(/versions/[\w-]+)?"
 _ZONE = r"[a-z]+(-[a-z0-9]+)*-[a-z0-9]+"
 _PROJECT = r"([a-z0-9.-]+:)?[a-z0-9-]+"  # those of a domain begin with it
+_REASON = 300  # characters; Hydra goes on with its search path
 _LEAST_DISK_GB = 10
 _NO_CLOUD = """{what} is configured. Two ways out:
   the real cloud:  {remedy}, and `gcloud auth application-default login`
@@ -205,7 +206,7 @@ def load_settings(
     """
     endpoints = read_endpoints(environ)
     words = [*_backend_config_words(backend_config or {}), *_words(parameters or {})]
-    composer = Composer(project_dir)
+    composer = _composer(project_dir)
     first, *others = [
         settings_of(composer.compose(each), endpoints)
         for each in _one_machine_each([*words, *training_words])
@@ -267,6 +268,15 @@ def read_endpoints(environ: Mapping[str, str] = os.environ) -> Endpoints:
             ". Set both, as `mlflow-gce emulator env` prints them, or neither"
         )
     return Endpoints(compute, storage)
+
+
+def _composer(project_dir: Path) -> Composer:
+    """Raises ConfigError where the project's own configuration composes by no words at all."""
+    try:
+        return Composer(project_dir)
+    except Exception as error:  # Hydra's, OmegaConf's and the parser's have no common base
+        reason = " ".join(str(error).split())[:_REASON]
+        raise ConfigError(f"{project_dir}/conf/config.yaml does not compose: {reason}") from error
 
 
 def _words(parameters: Mapping[str, Any]) -> list[str]:

@@ -119,6 +119,23 @@ def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path, parameters, messa
         settings(tmp_path, parameters=parameters)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("defaults: [machine: nope]", "machine/nope"),
+        ("a: [", "expected the node content"),
+        ("defaults: [{machine: l4}, {gce: default}, _self_]\ngce: 3\n", "gce"),
+        ("defaults: [{machine: l4}, {gce: default}, _self_]\nmachine: {spot: x}\n", "machine.spot"),
+    ],
+)
+def test_a_configuration_that_composes_by_no_words_is_named(tmp_path, text, message):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text(text)
+
+    with pytest.raises(ConfigError, match=message):
+        settings(tmp_path)
+
+
 def test_an_unknown_key_of_the_backend_config_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown key 'machin'. Did you mean 'machine'"):
         settings(tmp_path, backend_config={"machin": "l4"})

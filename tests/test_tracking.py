@@ -43,7 +43,7 @@ def choose(uri, experiment_id, settings, name="a project"):
 
 def test_a_name_that_mlflows_filters_cannot_hold_is_nobodys(uri):
     with pytest.raises(TrackingError, match="no run of this backend has the id or name"):
-        Tracking(uri).find_run("it's \"x\"")
+        Tracking(uri).find_run('it\'s "x"')
 
 
 def test_a_store_whose_driver_is_not_installed_is_named(monkeypatch):
