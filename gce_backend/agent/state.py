@@ -12,7 +12,10 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .family import boot_id
 from .files import read_json, write_json
+
+ON_DISK = "on disk"
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Memory:
     phases: list[dict[str, str | float]] = field(default_factory=list)
     bin_directory: str = ""  # of the trainer's environment, once it is made; "" is the image's own
     environment_ready: bool = False
+    # The boot in which project and environment were put on the disk, ON_DISK once they are there.
+    prepared_in: str = ""
     trainer_seq: int = 0  # the journal's last record when the trainer was started, the last time
     restored: bool = False  # an earlier attempt's files are back in the working directory
     may_delete: bool | None = None  # this instance, itself; None until it was asked
@@ -65,6 +70,10 @@ class State:
     @property
     def job(self) -> Path:
         return self.root / "job.pyz"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment"
 
     @property
     def log(self) -> Path:
@@ -104,6 +113,31 @@ class State:
                 elif leftover not in (self.spec, self.root / "agent.pyz"):
                     leftover.unlink()
         self.memory = Memory(run_id=run_id, attempt=attempt, started_at=time.time())
+        self.save()
+
+    def begin_preparing(self) -> None:
+        """Before project and environment are put on the disk: what an earlier boot put there is
+        begun anew, unless the disk had all of it when that boot ended. A host that fails leaves
+        files that are there and empty."""
+        memory = self.memory
+        if memory.prepared_in == ON_DISK:
+            return
+        if memory.prepared_in not in ("", boot_id()):
+            for directory in (self.work, self.environment):
+                shutil.rmtree(directory, ignore_errors=True)
+            self.job.unlink(missing_ok=True)
+            memory.environment_ready = memory.restored = False
+        memory.prepared_in = boot_id()
+        self.save()
+
+    def end_preparing(self) -> None:
+        """Have the disk keep it, which takes seconds after a large environment; nobody waits."""
+        if self.memory.prepared_in != ON_DISK:
+            threading.Thread(target=self._settle, daemon=True, name="settle").start()
+
+    def _settle(self) -> None:
+        os.sync()
+        self.memory.prepared_in = ON_DISK
         self.save()
 
     def save(self) -> None:

@@ -136,6 +136,7 @@ class Training:
 
     def _prepare(self) -> None:
         spec, state, storage = self._spec, self._state, self._cloud.storage
+        state.begin_preparing()
         if not state.work.exists():
             archive = state.root / "bundle.tar.gz"
             retrying(
@@ -159,7 +160,7 @@ class Training:
         if not state.memory.environment_ready:
             state.memory.bin_directory = environment.prepare(
                 spec.environment,
-                state.root / "environment",
+                state.environment,
                 storage=storage,
                 bucket=spec.bucket,
                 log=self._log,
@@ -168,5 +169,6 @@ class Training:
             )
             state.memory.environment_ready = True
             state.save()
+        state.end_preparing()
         if self._stop.is_set():
             raise Stopped(self._stop.reason)

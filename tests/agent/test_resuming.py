@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from gce_backend.agent.state import ON_DISK
+
 from .cloud import wait_for
 from .instance import TestInstance
 from .trainers import STEADY, UPLOADING
@@ -62,6 +64,44 @@ def test_a_trainer_that_ended_without_an_agent_keeps_its_exit_code(instance: Tes
     status = instance.wait()
 
     assert (status["end_reason"], status["exit_code"]) == ("exited_nonzero", 4)
+
+
+def test_what_a_failed_host_did_not_keep_of_the_project_is_fetched_again(
+    instance: TestInstance,
+) -> None:
+    """Else an empty program would end well, and the run as finished."""
+    waiting = "import time; print('trains'); time.sleep(1); input()"
+    instance.submit("python train.py", {"train.py": waiting})
+    instance.start()
+    wait_for(lambda: "trains" in instance.log, "the trainer has started")
+    instance.reboot()
+    memory = instance.state / "state.json"
+    memory.write_text(
+        json.dumps({**json.loads(memory.read_text()), "prepared_in": "the boot before this one"})
+    )
+    (instance.state / "work" / "train.py").write_text("")
+    instance.start()
+
+    status = instance.wait()
+
+    assert status["end_reason"] == "exited_nonzero", "it has nothing to read"
+    assert instance.log.count("trains\n") == 2
+
+
+def test_the_project_is_on_the_disk_for_good_a_moment_after_the_start(
+    instance: TestInstance,
+) -> None:
+    instance.submit("echo started >> starts; [ $(wc -l < starts) = 2 ] || sleep 60")
+    instance.start()
+    memory = instance.state / "state.json"
+    wait_for(memory.exists, "the agent has begun")
+    wait_for(lambda: f'"prepared_in": "{ON_DISK}"' in memory.read_text(), "it is there")
+    wait_for((instance.state / "work" / "starts").exists, "the trainer has started")
+    wait_for((instance.state / "trainer" / "process").exists, "the trainer is noted")
+    instance.reboot()
+    instance.start()
+
+    assert instance.wait()["end_reason"] == "succeeded"
 
 
 def test_a_reboot_starts_the_trainer_again_on_the_same_disk(instance: TestInstance) -> None:
