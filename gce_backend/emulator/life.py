@@ -52,6 +52,10 @@ class Life:
         cloud.lives[instance.zone, instance.name] = self
         cloud.by_address[doors.address] = self
 
+    @property
+    def is_running(self) -> bool:
+        return not self.gone and self.instance.status is Status.RUNNING
+
     # -- up -------------------------------------------------------------------------------------
 
     @property
@@ -136,7 +140,7 @@ class Life:
             if self.gone:
                 return
             await self._halt()
-            await self.erase()
+            await self._remove()
 
     async def power_off(self) -> None:
         """The power is gone: no notice, no shutdown script.
@@ -145,7 +149,7 @@ class Life:
             ValueError: it is not running.
         """
         async with self._lock:
-            if self.gone or self.instance.status is not Status.RUNNING:
+            if not self.is_running:
                 raise ValueError(f"{self.instance.name} is {self.instance.status}, not RUNNING")
             operation = self._system_operation("compute.instances.hostError")
             self._forget_plans()
@@ -167,7 +171,7 @@ class Life:
     async def reset(self) -> None:
         """The reset button: no notice, and up again; the status stays RUNNING."""
         async with self._lock:
-            if self.instance.status is not Status.RUNNING:
+            if not self.is_running:
                 return
             self._cancel_boot()
             await self.machine.kill()
@@ -201,6 +205,8 @@ class Life:
         """``poweroff`` (``off``) or ``reboot``, called on the instance."""
         if action == "reboot":
             async with self._lock:
+                if not self.is_running:  # called by what ran as it went down
+                    return
                 self._cancel_boot()
                 await self._shut_down()
                 await self._furnish()
@@ -211,7 +217,12 @@ class Life:
         operation.finish()
 
     async def erase(self) -> None:
-        """End and remove everything at once."""
+        """End it without notice and remove every trace."""
+        async with self._lock:
+            if not self.gone:
+                await self._remove()
+
+    async def _remove(self) -> None:
         self.gone = True
         self._forget_plans()
         await self.machine.kill()
