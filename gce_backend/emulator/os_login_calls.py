@@ -62,6 +62,8 @@ class OsLoginCalls:
                 return account.resource(self._cloud.settings.project)
             case "importSshPublicKey":
                 if text := body.get("key"):
+                    if len(text.split()) < 2:
+                        raise invalid("Invalid value for field 'key': it is no SSH public key.")
                     key = Key(text.strip(), _expiry(body))
                     account.keys[key.fingerprint] = key
                 account.is_posix = True

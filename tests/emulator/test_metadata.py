@@ -192,6 +192,7 @@ EXPIRING = 'alice:ssh-ed25519 BBBB google-ssh {"userName":"alice","expireOn":"%s
         ({"ssh-keys": EXPIRING % "1970-01-01T00:10:00+0000"}, {}, []),
         ({"ssh-keys": EXPIRING % "1970-01-01T01:00:00+0000"}, {}, ["ssh-ed25519 BBBB"]),
         ({"ssh-keys": "alice:ssh-ed25519 BBBB google-ssh {broken"}, {}, []),
+        ({"ssh-keys": f"alice:garbage\nalice:\n{KEY}"}, {}, ["ssh-ed25519 AAAA"]),
     ],
 )
 def test_keys_are_read_as_the_guest_agent_reads_them(

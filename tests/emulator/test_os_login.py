@@ -125,6 +125,7 @@ def test_a_key_of_the_metadata_expires_by_the_emulators_clock(
         ("GET", "ann@example.com/sshPublicKeys/abc", None, 404),
         ("POST", "ann@example.com:importSshPublicKey", {"colour": "red"}, 400),
         ("POST", "ann@example.com:importSshPublicKey", {"key": 5}, 400),
+        ("POST", "ann@example.com:importSshPublicKey", {"key": "garbage"}, 400),
         ("DELETE", "ann@example.com/projects/p", None, 501),
     ],
 )

@@ -19,7 +19,7 @@ def authorized_keys(
     """Public keys (``ssh-ed25519 AAAA…``) that let ``user`` in at the moment ``now``.
 
     With OS Login on, none: the agent ignores metadata keys then. ``block-project-ssh-keys`` leaves
-    the project's out.
+    the project's out. A line that is no key is passed over.
     """
     if os_login_is_on(instance, project):
         return []
@@ -29,8 +29,9 @@ def authorized_keys(
     keys = []
     for line in "\n".join(texts).splitlines():
         name, separator, key = line.strip().partition(":")
-        if separator and name == user and not _is_expired(key, now):
-            keys.append(" ".join(key.split()[:2]))
+        words = key.split()
+        if separator and name == user and len(words) >= 2 and not _is_expired(key, now):
+            keys.append(" ".join(words[:2]))
     return keys
 
 
