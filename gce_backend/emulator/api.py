@@ -139,7 +139,7 @@ class Api:
         identifier, params = found
         self._cloud.end(place, name=identifier)
         token = self._cloud.tokens.authenticate(request.headers.get("Authorization"))
-        if token is not None and token.instance:
+        if token is not None:
             self._cloud.end(place, caller=token.instance)
         check_scope(token, "compute", writes=request.method != "GET")
         if request.body and body is None:

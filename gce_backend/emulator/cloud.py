@@ -85,7 +85,7 @@ class Cloud:
         self.settings = settings
         self.limits = limits
         self.clock = Clock()
-        self.tokens = Tokens()
+        self.tokens = Tokens(self.clock)
         self.faults = Faults()
         self.os_login = OsLogin(self.clock)
         self.project_metadata = ProjectMetadata()

@@ -231,7 +231,7 @@ class Life:
         self._doors.close()
         await self.machine.remove()
         instance = self.instance
-        self.cloud.tokens.forget(instance.name)
+        self.cloud.tokens.forget(instance.id)
         self.cloud.lives.pop((instance.zone, instance.name), None)
         self.cloud.by_address.pop(self._doors.address, None)
         for disk in instance.body["disks"]:

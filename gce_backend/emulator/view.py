@@ -10,7 +10,7 @@ from .cloud import PROJECT_NUMBER, Cloud
 from .doors import Doors
 from .guest.metadata import Tree
 from .instances import Instance
-from .tokens import LIFETIME_SECONDS
+from .tokens import Token
 
 
 class View:
@@ -48,10 +48,12 @@ class View:
         return f"http://{self._doors.address}:{self._cloud.handlers.storage_port}"
 
     def access_token(self) -> str | None:
-        """A fresh one; None where the instance has no service account."""
-        if not self._instance.body["serviceAccounts"]:
-            return None
-        return self._cloud.tokens.issue(self._instance.name, self._instance.scopes).value
+        """None where the instance has no service account."""
+        return self._issue().value if self._instance.body["serviceAccounts"] else None
+
+    def _issue(self) -> Token:
+        instance = self._instance
+        return self._cloud.tokens.issue(instance.id, instance.name, instance.scopes)
 
     def metadata(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
         """The instance's own attributes, and the project's."""
@@ -130,8 +132,9 @@ class View:
         return shown
 
     def _token(self) -> dict[str, object]:
+        token = self._issue()
         return {
-            "access_token": self.access_token(),
-            "expires_in": LIFETIME_SECONDS,
+            "access_token": token.value,
+            "expires_in": int(self._cloud.tokens.seconds_left(token)),
             "token_type": "Bearer",
         }

@@ -27,8 +27,7 @@ def access(
 def token_of_an_instance(emulator: Emulator, api: Api, scope: str) -> str:
     account = {"email": "default", "scopes": [scope]}
     api.create("vm", serviceAccounts=[account])
-    life = emulator._life("vm")
-    return emulator._cloud.tokens.issue("vm", life.instance.scopes).value
+    return str(emulator._life("vm")._view.access_token())
 
 
 def test_an_instance_reads_a_version_with_the_scope_for_it(emulator: Emulator, api: Api) -> None:
