@@ -63,21 +63,25 @@ class Life:
         return self._view.guest_attributes_are_enabled
 
     async def start(self) -> None:
-        """PROVISIONING to RUNNING; the guest boots on in the background.
+        """PROVISIONING to RUNNING, if no stop is faster; the guest boots on in the background.
 
         Raises:
-            InstanceVanished: it was stopped or deleted meanwhile.
+            InstanceVanished: it was deleted meanwhile.
         """
-        if self.instance.status is Status.TERMINATED:
+        if self.instance.status is Status.TERMINATED and not self.gone:
             self.instance.advance(Status.PROVISIONING)
-        if self.gone or self.instance.status is not Status.PROVISIONING:
-            raise InstanceVanished
-        self._boot = self.cloud.spawn(self._provision())
-        await asyncio.wait([self._boot])
-        if self._boot.cancelled():
-            raise InstanceVanished
-        self._boot.result()
-        self._boot = self.cloud.spawn(self._boot_guest())
+            self.instance.preempted = False
+        if not self.gone and self.instance.status is Status.PROVISIONING:
+            boot = self._boot = self.cloud.spawn(self._provision())
+            await asyncio.wait([boot])
+            if not boot.cancelled():
+                boot.result()
+            if self.is_running:
+                self._boot = self.cloud.spawn(self._boot_guest())
+                return
+        async with self._lock:  # what came between is at its end only then
+            if self.gone:
+                raise InstanceVanished
 
     async def _provision(self) -> None:
         quarter = self.cloud.settings.boot_seconds / 4
@@ -217,12 +221,12 @@ class Life:
         operation.finish()
 
     async def erase(self) -> None:
-        """End it without notice and remove every trace."""
+        """End it without notice and remove every trace; whatever its disks say, they go too."""
         async with self._lock:
             if not self.gone:
-                await self._remove()
+                await self._remove(all_disks=True)
 
-    async def _remove(self) -> None:
+    async def _remove(self, *, all_disks: bool = False) -> None:
         self.gone = True
         self._forget_plans()
         await self.machine.kill()
@@ -236,7 +240,7 @@ class Life:
         self.cloud.by_address.pop(self._doors.address, None)
         for disk in instance.body["disks"]:
             name = disk["source"].rsplit("/", 1)[-1]
-            if disk["autoDelete"]:
+            if all_disks or disk["autoDelete"]:
                 self.cloud.disks.pop((instance.zone, name), None)
 
     async def _halt(self) -> None:
