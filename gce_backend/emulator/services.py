@@ -40,10 +40,10 @@ class Services:
         caller = self._caller(request)
         if request.path.startswith("/_emulator/"):
             return await self._control.handle(request)
-        if request.path == batch.PATH:
-            return await self._batch(request, caller)
         if self._is_cut_off(caller):
             return self._break(request)
+        if request.path == batch.PATH:
+            return await self._batch(request, caller)
         if request.path.startswith(os_login_calls.PREFIX):
             return await self._os_login.serve(request, caller)
         if (prices := billing.serve(request)) is not None:

@@ -235,6 +235,19 @@ def test_a_cut_network_lets_nothing_through(emulator: Emulator, api: Api) -> Non
     eventually(lambda: "cut" in api.serial().splitlines(), "it does not any more")
 
 
+def test_a_cut_network_lets_no_batch_through(emulator: Emulator, api: Api) -> None:
+    instance = api.create()
+    port = emulator.compute_url.rsplit(":", 1)[1].partition("/")[0]
+    url = f"http://{instance['networkInterfaces'][0]['networkIP']}:{port}/batch/compute/v1"
+    before = requests.post(url, data="no batch", timeout=30)
+
+    emulator.inject(Fault("network_cut", resource="vm", times=None))
+
+    assert before.status_code == 400
+    with pytest.raises(requests.ConnectionError):
+        requests.post(url, data="no batch", timeout=30)
+
+
 def test_the_mark_is_in_the_environment_of_every_process(api: Api) -> None:
     api.create(startup=f"echo mark=${MARK}")
 
