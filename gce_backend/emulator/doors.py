@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-# Ports are tried on an address in this order: the real one, where the machine permits it.
-_METADATA_PORTS = (80, 0)
+from .ports import usable
 
 
 def addresses() -> Iterator[str]:
@@ -46,13 +45,26 @@ class Doors:
 
 @dataclass(frozen=True)
 class Handlers:
-    """The protocol factories behind the doors, and the ports of the two services."""
+    """The protocol factories behind the doors, and their ports; ``metadata_port`` 0: any.
+
+    ``ssh_port`` is kept free for the guest, which listens on it once it has booted.
+    """
 
     metadata: web.Server
     compute: web.Server
     storage: web.Server
+    metadata_port: int
     compute_port: int
     storage_port: int
+    ssh_port: int
+
+    def served(self) -> list[tuple[web.Server, int]]:
+        """Each with its port; the metadata server first."""
+        return [
+            (self.metadata, self.metadata_port),
+            (self.compute, self.compute_port),
+            (self.storage, self.storage_port),
+        ]
 
 
 async def open_doors(candidates: Iterator[str], handlers: Handlers) -> Doors:
@@ -61,28 +73,19 @@ async def open_doors(candidates: Iterator[str], handlers: Handlers) -> Doors:
     Raises:
         OSError: none of 1000 was.
     """
+    loop = asyncio.get_running_loop()
     for _, address in zip(range(1000), candidates, strict=False):
+        if not usable([address], handlers.ssh_port):
+            continue
         servers: list[asyncio.Server] = []
         try:
-            metadata = await _listen(handlers.metadata, address, *_METADATA_PORTS)
-            servers.append(metadata)
-            servers.append(await _listen(handlers.compute, address, handlers.compute_port))
-            servers.append(await _listen(handlers.storage, address, handlers.storage_port))
+            for handler, port in handlers.served():
+                servers.append(await loop.create_server(handler, address, port))
         except OSError as error:
             for server in servers:
                 server.close()
             if error.errno != errno.EADDRINUSE:
                 raise
             continue
-        return Doors(address, metadata.sockets[0].getsockname()[1], servers)
+        return Doors(address, servers[0].sockets[0].getsockname()[1], servers)
     raise OSError(errno.EADDRNOTAVAIL, "no free address in 127.1.0.0/16")
-
-
-async def _listen(handler: web.Server, address: str, *ports: int) -> asyncio.Server:
-    loop = asyncio.get_running_loop()
-    for port in ports[:-1]:
-        try:
-            return await loop.create_server(handler, address, port)
-        except PermissionError:
-            continue
-    return await loop.create_server(handler, address, ports[-1])

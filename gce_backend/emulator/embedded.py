@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import tempfile
 import threading
@@ -18,12 +17,13 @@ from aiohttp import web
 from . import isolation, leftovers, roots
 from .calls import Call
 from .cloud import Cloud, Settings
-from .doors import Handlers
+from .doors import Handlers, addresses
 from .faults import Fault
 from .gcs_server import GcsServer
 from .life import Life
 from .limits import Limits
 from .operations import ACCOUNT
+from .ports import free_port, usable
 from .services import Services
 from .storage_front import StorageFront
 
@@ -130,12 +130,17 @@ class Emulator:
         self._gcs = GcsServer(root / "buckets", self._settings.mark, self.storage_url)
         front = StorageFront(self._cloud, self._gcs, self._session, spool)
         self._services = Services(self._cloud, front)
+        # Chosen once, for all instances: what is said of the port must hold for each. gcloud
+        # insists on 22.
+        self._ssh_port = usable(addresses(), 22, 2222) or free_port()
         self._cloud.handlers = Handlers(
             metadata=metadata_server,
             compute=compute_server,
             storage=storage_server,
+            metadata_port=usable(addresses(), 80),
             compute_port=compute_port,
             storage_port=storage_port,
+            ssh_port=self._ssh_port,
         )
         await self._gcs.ready(self._session)
 
@@ -198,8 +203,7 @@ class Emulator:
             ),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_OSLOGIN": self.compute_url.removesuffix("compute/v1/"),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{self.storage_url}/storage/v1/",
-            # Port 22 of natIP where that is permitted; gcloud insists on it.
-            "GCE_EMULATOR_SSH_PORT": "22" if os.geteuid() == 0 else "2222",
+            "GCE_EMULATOR_SSH_PORT": str(self._ssh_port),
             "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "true",
         }
 

@@ -43,7 +43,8 @@ class Logins:
 
     async def _listen(self, server: SshServer) -> None:
         await self._cloud.clock.sleep(self._cloud.settings.ssh_seconds)
-        await server.listen(self._instance.address)
+        assert self._cloud.handlers is not None
+        await server.listen(self._instance.address, self._cloud.handlers.ssh_port)
 
     def close(self) -> None:
         """The guest is down, or does not come up."""

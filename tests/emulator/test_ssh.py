@@ -12,6 +12,8 @@ import paramiko
 import pytest
 
 from gce_backend.emulator import Emulator
+from gce_backend.emulator.doors import addresses
+from gce_backend.emulator.ports import usable
 
 from .conftest import LONG, Api, eventually
 
@@ -52,9 +54,8 @@ def connect(instance: dict[str, Any], key: Path, user: str = "alice") -> paramik
 
 
 def port() -> int:
-    import os
-
-    return 22 if os.geteuid() == 0 else 2222
+    """As an emulator chooses it."""
+    return usable(addresses(), 22, 2222)
 
 
 def metadata(key: Path, user: str = "alice") -> dict[str, Any]:

@@ -19,8 +19,6 @@ import asyncssh
 from . import streams
 from .machine import Machine
 
-PORTS = (22, 2222)  # the real one where permitted; every instance has its own address
-
 KeysOf = Callable[[str], list[str]]
 
 
@@ -39,7 +37,6 @@ class SshServer:
         self._acceptor: Any = None
         self._connections: set[Any] = set()
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
-        self.port = 0
 
     @property
     def host_key(self) -> tuple[str, str]:
@@ -47,24 +44,19 @@ class SshServer:
         kind, value = self._host_key.export_public_key().decode().split()[:2]
         return kind, value
 
-    async def listen(self, address: str) -> None:
-        for port in PORTS:
-            with contextlib.suppress(PermissionError):
-                self._acceptor = await asyncssh.listen(
-                    address,
-                    port,
-                    server_factory=lambda: _Connection(self),
-                    server_host_keys=[self._host_key],
-                    process_factory=self._serve,
-                    sftp_factory=lambda channel: _Files(channel, self._machine),
-                    encoding=None,
-                    allow_pty=True,
-                    line_editor=False,
-                    agent_forwarding=False,
-                )
-                self.port = port
-                return
-        raise PermissionError(f"none of the ports {PORTS} can be listened on")
+    async def listen(self, address: str, port: int) -> None:
+        self._acceptor = await asyncssh.listen(
+            address,
+            port,
+            server_factory=lambda: _Connection(self),
+            server_host_keys=[self._host_key],
+            process_factory=self._serve,
+            sftp_factory=lambda channel: _Files(channel, self._machine),
+            encoding=None,
+            allow_pty=True,
+            line_editor=False,
+            agent_forwarding=False,
+        )
 
     def close(self) -> None:
         """Stop listening and break every connection."""
