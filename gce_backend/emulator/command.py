@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .roots import holder
+from .roots import ENVIRONMENT, holder
 
 if TYPE_CHECKING:
     from .embedded import Emulator
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _BUCKET = re.compile(r"[a-z0-9]([a-z0-9._-]{0,220}[a-z0-9])?")
-_STATE = "emulator.json"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 
@@ -112,14 +112,11 @@ def start(root: Path, buckets: tuple[str, ...], foreground: bool, **options: Any
             "env": _environment(running, buckets),
             "limits": running.limits,
         }
-        temporary = root / f"{_STATE}.tmp"
+        temporary = root / f"{ENVIRONMENT}.tmp"
         temporary.write_text(json.dumps(state))
-        temporary.replace(root / _STATE)
+        temporary.replace(root / ENVIRONMENT)
         click.echo(f"the emulator runs: {running.compute_url}; {running.limits}")
-        try:
-            stopped.wait()
-        finally:
-            (root / _STATE).unlink(missing_ok=True)
+        stopped.wait()
 
 
 @emulator.command()
@@ -128,7 +125,7 @@ def stop(root: Path) -> None:
     """Stop the emulator and everything that runs in it."""
     state = _state(root)
     if not _is_alive(root):
-        (root / _STATE).unlink(missing_ok=True)
+        (root / ENVIRONMENT).unlink(missing_ok=True)
         click.echo("the emulator was dead; the next start removes what it left")
         return
     os.kill(state["pid"], signal.SIGTERM)
@@ -214,33 +211,60 @@ def _start_in_background(
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.ClickException(str(error)) from error
-    if (root / _STATE).exists() and _is_alive(root):
-        raise click.ClickException(f"an emulator runs already on {root}")
-    (root / _STATE).unlink(missing_ok=True)
+    if _is_alive(root):
+        raise click.ClickException(
+            f"an emulator runs already on {root}. Stop it: mlflow-gce emulator stop --root {root}"
+        )
     words = ["--root", str(root), "--boot-seconds", str(boot_seconds)]
     words += ["--ssh-seconds", str(ssh_seconds), *(["--legacy-images"] if legacy_images else [])]
     words += [word for bucket in buckets for word in ("--bucket", bucket)]
-    with (root / "emulator.log").open("wb") as log:
+    # Under a name of its own at first: another start at this moment has one as well.
+    log = root / f"emulator.log.{os.getpid()}"
+    with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "gce_backend.emulator.command", "start", "--foreground", *words],
-            stdout=log,
-            stderr=log,
+            stdout=file,
+            stderr=file,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    deadline = time.monotonic() + _START_SECONDS
-    while not (root / _STATE).exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            text = (root / "emulator.log").read_text(errors="replace")[-2000:]
-            raise click.ClickException(f"the emulator did not start:\n{text}")
-        time.sleep(0.02)
+    try:
+        _wait_for(process, root, log)
+    except BaseException:  # Ctrl-C too: nobody would know of an emulator that runs on
+        _end(process)
+        log.unlink()
+        raise
+    log.replace(root / "emulator.log")
     click.echo(f"the emulator runs; {_state(root)['limits']}")
     click.echo(f'Next: eval "$(mlflow-gce emulator env --root {root})"')
 
 
+def _wait_for(process: subprocess.Popen[bytes], root: Path, log: Path) -> None:
+    """Until the emulator runs that ``process`` is, and no other."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not ((found := holder(root)) and found.pid == process.pid and _has_state(root)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            text = log.read_text(errors="replace")[-2000:]
+            raise click.ClickException(f"the emulator did not start:\n{text}")
+        time.sleep(0.02)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+    finally:
+        process.kill()  # nothing, where it has ended; else its watchdog does the rest
+
+
+def _has_state(root: Path) -> bool:
+    return (root / ENVIRONMENT).exists()
+
+
 def _state(root: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads((root / _STATE).read_text())
+        state: dict[str, Any] = json.loads((root / ENVIRONMENT).read_text())
     except FileNotFoundError:
         raise click.ClickException(
             f"no emulator runs on {root}. Start one: mlflow-gce emulator start --root {root}"

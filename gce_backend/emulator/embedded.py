@@ -78,9 +78,10 @@ class Emulator:
     def __enter__(self) -> Emulator:
         self._temporary = None if self._root else tempfile.mkdtemp(prefix="gce-emulator-")
         root = self._root or Path(str(self._temporary))
-        held = roots.claim(root)
+        self._claim = roots.claim(root)
+        held = self._claim.holder
         doomed = [root / "instances", root / "spool"] if self._root else [root]
-        self._watchdog = roots.Watchdog(held, doomed)
+        self._watchdog = roots.Watchdog(self._claim, doomed)
         self._limits = Limits.open(held.mark) if self._limited else Limits(held.mark)
         self._settings = Settings(root=root.absolute(), mark=held.mark, **self._options)
         self._loop = asyncio.new_event_loop()
@@ -105,6 +106,7 @@ class Emulator:
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
         self._watchdog.dismiss()
+        self._claim.let_go()
 
     async def _start(self) -> None:
         root = self._settings.root

@@ -1,20 +1,30 @@
-"""The root directory: what is written there, who holds it, and what a dead holder left."""
+"""The root directory: what is written there, who holds it, and what a dead holder left.
+
+Whoever holds it has a lock on a file in it, and so has the watchdog: until both are gone, nobody
+else cleans up or begins there.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO
 
 from . import leftovers, limits
 
+ENVIRONMENT = "emulator.json"  # what ``emulator start`` says to ``emulator env``
+PATIENCE_SECONDS = 20.0  # longer than a watchdog takes
 _STATE = "holder.json"
+_LOCK = "lock"
 # What does not outlive the emulator; buckets do.
 _FLEETING = ("instances", "spool")
 
@@ -50,19 +60,57 @@ def holder(root: Path) -> Holder | None:
         return None
 
 
-def claim(root: Path) -> Holder:
-    """Take the root, after ending what a dead holder left; gives the new holder, this process.
+@dataclass(frozen=True)
+class Claim:
+    """A root that is held; ``lock``: an open file, locked for as long as somebody has it open."""
+
+    holder: Holder
+    lock: IO[bytes]
+
+    def let_go(self) -> None:
+        """Let the next one in, also while a child that was forked has the file open."""
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
+        self.lock.close()
+
+
+def claim(root: Path) -> Claim:
+    """Take the root for this process, after ending what a dead holder left.
 
     Raises:
-        RootInUse: its holder is alive.
+        RootInUse: its holder is alive, or one that starts or ends takes its time.
     """
     root.mkdir(parents=True, exist_ok=True)
-    before = holder(root)
-    if before is not None and before.is_alive:
-        raise RootInUse(
-            f"an emulator runs on {root} already (pid {before.pid}); "
-            "stop it: mlflow-gce emulator stop"
-        )
+    lock = (root / _LOCK).open("ab")
+    try:
+        _take(lock, root)
+        return Claim(_begin(root), lock)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _take(lock: IO[bytes], root: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        found = holder(root)
+        if found is not None and found.is_alive:
+            raise RootInUse(
+                f"an emulator runs on {root} already (pid {found.pid}); "
+                f"stop it: mlflow-gce emulator stop --root {root}"
+            )
+        if time.monotonic() > deadline:
+            raise RootInUse(
+                f"an emulator runs on {root} that starts or ends, for {PATIENCE_SECONDS:g} s now; "
+                f"see which: fuser -v {root / _LOCK}"
+            )
+        time.sleep(0.02)
+
+
+def _begin(root: Path) -> Holder:
+    """Write down that this process has the root."""
     clean(root)
     pid, mark = os.getpid(), secrets.token_hex(8)
     groups = [str(place) for place in limits.places(mark, limits.hierarchies())]
@@ -88,14 +136,16 @@ def release(root: Path) -> None:
     """The emulator has stopped; buckets stay."""
     for name in _FLEETING:
         shutil.rmtree(root / name, ignore_errors=True)
-    (root / _STATE).unlink(missing_ok=True)
+    for name in (ENVIRONMENT, _STATE):
+        (root / name).unlink(missing_ok=True)
 
 
 class Watchdog:
     """A process that cleans up if this one is killed; see ``leftovers.py``."""
 
-    def __init__(self, held: Holder, doomed: list[Path]) -> None:
+    def __init__(self, claim: Claim, doomed: list[Path]) -> None:
         reading, self._pipe = os.pipe()
+        held = claim.holder
         task = json.dumps([held.mark, [str(path) for path in doomed], held.groups])
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", leftovers.__file__, task],
@@ -103,6 +153,7 @@ class Watchdog:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=[claim.lock.fileno()],
         )
         os.close(reading)
 
