@@ -138,7 +138,9 @@ class Api:
             raise ApiError(404, "notFound", f"{request.method} {request.path}: no such method")
         identifier, params = found
         self._cloud.end(place, name=identifier)
-        token = self._cloud.tokens.authenticate(request.headers.get("Authorization"))
+        token = self._cloud.tokens.authenticate(
+            request.headers.get("Authorization"), by_instance=request.caller is not None
+        )
         if token is not None:
             self._cloud.end(place, caller=token.instance)
         check_scope(token, "compute", writes=request.method != "GET")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import Message
@@ -29,8 +29,10 @@ class Part:
     request: Request
 
 
-async def serve(api: Api, content_type: str, body: bytes, caller: Life | None) -> tuple[str, bytes]:
-    """(content type, body) of the answer.
+async def serve(
+    api: Api, headers: Mapping[str, str], body: bytes, caller: Life | None
+) -> tuple[str, bytes]:
+    """(content type, body) of the answer. The batch's ``Authorization`` is that of its parts.
 
     Raises:
         ApiError: 400, it is no batch.
@@ -38,23 +40,25 @@ async def serve(api: Api, content_type: str, body: bytes, caller: Life | None) -
     """
     boundary = f"batch_{secrets.token_hex(12)}"
     pieces = []
-    for part in _parts(content_type, body, caller):
+    for part in _parts(headers, body, caller):
         reply = await api.dispatch(part.request)
         pieces.append(f"--{boundary}\r\n{_answer(part.identifier, reply)}\r\n")
     whole = "".join(pieces) + f"--{boundary}--\r\n"
     return f"multipart/mixed; boundary={boundary}", whole.encode()
 
 
-def _parts(content_type: str, body: bytes, caller: Life | None) -> Iterator[Part]:
+def _parts(headers: Mapping[str, str], body: bytes, caller: Life | None) -> Iterator[Part]:
+    content_type = headers.get("Content-Type", "")
+    common = {key: headers[key] for key in ("Authorization",) if key in headers}
     message = message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
     if not message.is_multipart():
         raise invalid("A batch is multipart/mixed.")
     for part in message.walk():
         if part.get_content_type() == "application/http":
-            yield Part(str(part.get("Content-ID", "")), _request(part, caller))
+            yield Part(str(part.get("Content-ID", "")), _request(part, common, caller))
 
 
-def _request(part: Message, caller: Life | None) -> Request:
+def _request(part: Message, common: Mapping[str, str], caller: Life | None) -> Request:
     payload = part.get_payload(decode=True)
     if not isinstance(payload, bytes):
         raise invalid("A part of the batch has no request.")
@@ -69,7 +73,7 @@ def _request(part: Message, caller: Life | None) -> Request:
         method=words[0],
         path=target.path,
         query=dict(parse_qsl(target.query, keep_blank_values=True)),
-        headers={key.title(): str(value) for key, value in inner.items()},
+        headers={**common, **{key.title(): str(value) for key, value in inner.items()}},
         body=content.strip() if isinstance(content, bytes) else b"",
         caller=caller,
     )

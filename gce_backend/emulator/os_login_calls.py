@@ -44,7 +44,9 @@ class OsLoginCalls:
         try:
             if not name:
                 raise not_emulated(f"oslogin: {request.method} {request.path}")
-            token = self._cloud.tokens.authenticate(request.headers.get("Authorization"))
+            token = self._cloud.tokens.authenticate(
+                request.headers.get("Authorization"), by_instance=caller is not None
+            )
             check_scope(token, "oslogin", writes=request.method != "GET")
             body = _key_fields(await request.content.read())
             answer = self._answer(name, self._cloud.os_login.account(email), fingerprint, body)

@@ -42,7 +42,9 @@ class SecretManager:
             return None
         place = self._cloud.begin_http("secretmanager", ACCESS, request, caller)
         try:
-            token = self._cloud.tokens.authenticate(request.headers.get("Authorization"))
+            token = self._cloud.tokens.authenticate(
+                request.headers.get("Authorization"), by_instance=caller is not None
+            )
             check_scope(token, "secretmanager", writes=False)
             answer = web.json_response(await self._access(*match.groups()))
         except ApiError as error:

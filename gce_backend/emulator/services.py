@@ -69,9 +69,9 @@ class Services:
         return web.Response(status=reply.status, text=text, content_type="application/json")
 
     async def _batch(self, request: web.BaseRequest, caller: Life | None) -> web.StreamResponse:
-        kind = request.headers.get("Content-Type", "")
         try:
-            kind, body = await batch.serve(self._api, kind, await request.content.read(), caller)
+            content = await request.content.read()
+            kind, body = await batch.serve(self._api, request.headers, content, caller)
         except ApiError as error:
             return web.json_response(error.body(), status=error.code)
         except ReplyLost:

@@ -91,16 +91,21 @@ class Tokens:
     def _keep(self, wanted: Callable[[Token], bool]) -> None:
         self._by_value = {v: token for v, token in self._by_value.items() if wanted(token)}
 
-    def authenticate(self, authorization: str | None) -> Token | None:
+    def authenticate(self, authorization: str | None, *, by_instance: bool = False) -> Token | None:
         """The token of an ``Authorization`` header; None when there is no header.
 
         No header passes as the user: with ``STORAGE_EMULATOR_HOST`` set, google-cloud-storage
-        sends none, and so does gcloud with disabled credentials.
+        sends none, on an instance too, and so does gcloud with disabled credentials.
+
+        Args:
+            by_instance: an instance calls, and a service that is always sent a token.
 
         Raises:
-            ApiError: 401, the token is none of ours, or has expired.
+            ApiError: 401, the token is none of ours, or has expired, or has to be there.
         """
         if authorization is None:
+            if by_instance:
+                raise unauthenticated()
             return None
         scheme, _, value = authorization.partition(" ")
         token = self._by_value.get(value.strip())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import requests
 
@@ -60,8 +62,8 @@ def test_a_deletion_takes_the_instances_own_tokens_only(tokens: Tokens) -> None:
         tokens.authenticate(f"Bearer {gone.value}")
 
 
-def token_of(emulator: Emulator, instance: dict[str, object]) -> dict[str, object]:
-    directory = emulator.root / "instances" / ZONE / str(instance["name"])
+def token_of(emulator: Emulator, instance: dict[str, Any]) -> dict[str, Any]:
+    directory = emulator.root / "instances" / ZONE / instance["name"]
     return Guest(instance, directory).get("instance/service-accounts/default/token").json()
 
 
@@ -92,5 +94,57 @@ def test_the_metadata_server_says_what_is_left_of_a_token(emulator: Emulator, ap
     headers = {"Authorization": f"Bearer {first['access_token']}"}
 
     assert later["access_token"] == first["access_token"]
-    assert 2500 <= int(str(later["expires_in"])) <= 2600
+    assert 2500 <= later["expires_in"] <= 2600
     assert requests.get(f"{api.zone}/instances/vm", headers=headers, timeout=30).status_code == 401
+
+
+def at_own_address(emulator: Emulator, instance: dict[str, Any]) -> str:
+    """Where an instance finds the services on the port of Compute Engine."""
+    port = emulator.compute_url.rsplit(":", 1)[1].partition("/")[0]
+    return f"http://{instance['networkInterfaces'][0]['networkIP']}:{port}"
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "compute/v1/projects/emulator-project/zones/europe-west1-b/instances/other"),
+        ("GET", "v1/projects/emulator-project/secrets/one/versions/1:access"),
+        ("GET", "v1/users/ann@example.com/loginProfile"),
+    ],
+)
+def test_an_instance_needs_a_token(emulator: Emulator, api: Api, method: str, path: str) -> None:
+    emulator.put_secret("one", "x")
+    api.create("other")
+    accounts = [{"email": "default", "scopes": [CLOUD_PLATFORM]}]
+    instance = api.create(serviceAccounts=accounts)
+    url = f"{at_own_address(emulator, instance)}/{path}"
+    headers = {"Authorization": f"Bearer {token_of(emulator, instance)['access_token']}"}
+
+    without = requests.request(method, url, timeout=30)
+    with_one = requests.request(method, url, headers=headers, timeout=30)
+
+    assert (without.status_code, with_one.status_code) == (401, 200)
+
+
+@pytest.mark.flow
+def test_a_batch_lends_its_token_to_its_parts(emulator: Emulator, api: Api) -> None:
+    accounts = [{"email": "default", "scopes": [CLOUD_PLATFORM]}]
+    instance = api.create(serviceAccounts=accounts)
+    path = f"/compute/v1/projects/emulator-project/zones/{ZONE}/instances/vm"
+    part = f"Content-Type: application/http\r\n\r\nGET {path} HTTP/1.1\r\n\r\n"
+    headers = {"Content-Type": "multipart/mixed; boundary=x"}
+    token = {"Authorization": f"Bearer {token_of(emulator, instance)['access_token']}"}
+
+    without, with_one = (
+        requests.post(
+            f"{at_own_address(emulator, instance)}/batch/compute/v1",
+            data=f"--x\r\n{part}\r\n--x--\r\n",
+            headers={**headers, **more},
+            timeout=30,
+        ).text
+        for more in ({}, token)
+    )
+
+    assert "HTTP/1.1 401" in without
+    assert "HTTP/1.1 200" in with_one
