@@ -123,16 +123,17 @@ def start(root: Path, buckets: tuple[str, ...], foreground: bool, **options: Any
 @_ROOT
 def stop(root: Path) -> None:
     """Stop the emulator and everything that runs in it."""
-    state = _state(root)
-    if not _is_alive(root):
+    _state(root)
+    found = holder(root)
+    if found is None or not found.is_alive:
         (root / ENVIRONMENT).unlink(missing_ok=True)
         click.echo("the emulator was dead; the next start removes what it left")
         return
-    os.kill(state["pid"], signal.SIGTERM)
+    os.kill(found.pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
-    while _is_alive(root):
+    while found.is_alive:  # the root is free a moment earlier
         if time.monotonic() > deadline:
-            raise click.ClickException(f"process {state['pid']} has not ended")
+            raise click.ClickException(f"process {found.pid} has not ended")
         time.sleep(0.05)
     click.echo("the emulator has stopped")
 
