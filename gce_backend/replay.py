@@ -19,7 +19,7 @@ from gce_backend.agent.records import (
     Refusal,
     Refused,
 )
-from gce_backend.batch import COLLECTED, Body, parsed
+from gce_backend.batch import Body, entity, parsed
 from gce_backend.provisional import ProvisionalIds
 from gce_backend.run_store import RunStore
 
@@ -43,6 +43,9 @@ class Replay(Records):
                 tags=[item.entity for item in items if item.kind == "tags"],
             )
         )
+
+    def entity(self, kind: str, entry: Body) -> Any:
+        return entity(kind, entry)
 
     def is_active(self, run_id: str) -> bool:
         try:
@@ -222,8 +225,6 @@ class Replay(Records):
 
         self._store.write(delete)
 
-
-Replay.collected = COLLECTED
 
 Replay.calls = {
     ("POST", "runs/create"): Replay._create_run,

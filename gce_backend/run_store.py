@@ -8,6 +8,7 @@ column cannot hold - so a small write that is known to be good decides.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -32,6 +33,8 @@ _PROBE_TAG = "gce.journal.probe"
 # How often a write may fail, each time with a good write succeeding after it, before it is refused.
 _TRIES_CLIENT_ERROR = 2
 _TRIES_SERVER_ERROR = 3
+# What MLflow's own code raises over a value that it did not expect, or over an answer that is none.
+_STUMBLES = (TypeError, ValueError, LookupError, AttributeError)
 BUSY = (408, 429)
 
 # MLflow's client repeats a call for 247 s when a server is away. Without its own repetitions it
@@ -152,6 +155,11 @@ class RunStore:
                 is_client_error = 400 <= status < 500
                 if failures >= (_TRIES_CLIENT_ERROR if is_client_error else _TRIES_SERVER_ERROR):
                     raise Refused(_sentence(error)) from error
+            except _STUMBLES as error:
+                failures += 1
+                self._prove_writable()
+                if failures >= _TRIES_CLIENT_ERROR:
+                    raise Refused(f"{type(error).__name__}: {_sentence(error)}") from error
 
     def read(self, call: Callable[[], T]) -> T:
         """Make a call that cannot be at fault itself. Raises TrackingError."""
@@ -184,13 +192,17 @@ class RunStore:
                 return call()
         except MlflowException as error:
             raise self._away(error) from error
+        except json.JSONDecodeError as error:  # a page of whatever stands before the store
+            raise self._away(error) from error
 
     def _away(self, error: Any) -> TrackingError:
-        status = int(error.get_http_status_code())
+        is_answer = not isinstance(error, json.JSONDecodeError)
+        status = int(error.get_http_status_code()) if is_answer else 502
         raised = TrackingError(
             f"run {self.run_id} in {without_credentials(self.uri)}: the tracking store answered "
-            f"{status}: {_sentence(error)}. What the training logged is safe in the bucket. "
-            f"Apply it later with: mlflow-gce sync {self.run_id}"
+            f"{status if is_answer else 'no JSON'}: {_sentence(error)}. What the "
+            f"training logged is safe in the bucket. Apply it later with: mlflow-gce sync "
+            f"{self.run_id}"
         )
         raised.transient = status >= 500 or status in BUSY
         return raised

@@ -75,7 +75,7 @@ LAYERS = [
     },
 ]
 #: Of the agent, what the client knows: names, and what both must do alike. Pure, all of them.
-SHARED = {"paths", "records", "refusals", "entities", "usage"}
+SHARED = {"entries", "paths", "records", "refusals", "entities", "usage"}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 

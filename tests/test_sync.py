@@ -23,9 +23,9 @@ import pytest
 from journals import PREFIX, Record, SyncedRun, export, make_run, recording
 from mlflow_server import MlflowServer
 
-from gce_backend.agent.records import APPLIED_TAG, ID_TAG, OF_TAG
+from gce_backend.agent.entries import ENTRIES
+from gce_backend.agent.records import APPLIED_TAG, ID_TAG, OF_TAG, Refused
 from gce_backend.agent.refusals import DIRECTORY, REFUSED_TAG
-from gce_backend.batch import COLLECTED
 from gce_backend.console import Console
 from gce_backend.errors import TrackingError
 from gce_backend.provisional import ProvisionalIds
@@ -568,7 +568,7 @@ POISON: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def test_every_kind_of_record_can_be_refused_without_stopping_what_follows(run: SyncedRun) -> None:
-    known = {("POST", path) for path in COLLECTED} | set(Replay.calls)
+    known = {("POST", path) for path in ENTRIES} | set(Replay.calls)
     of_models = {
         (method, "".join(path.split("/")[2:3])) for method, path in POISON if _NO_MODEL in path
     }
@@ -628,6 +628,54 @@ def test_one_bad_entry_does_not_take_its_batch_with_it(run: SyncedRun) -> None:
     assert len(client(run).get_metric_history(run.run_id, "m")) == 899
     assert client(run).get_run(run.run_id).data.params == {"p": "1"}
     assert [refusal.count for refusal in sync.refused] == [1]
+
+
+def test_values_of_the_wrong_type_cost_themselves_and_nothing_else(run: SyncedRun) -> None:
+    """Agents once took them in; MLflow's own code then raises anything."""
+    good = {"key": "good", "value": 1.0, "timestamp": 1, "step": 0}
+    odd = [
+        {**good, "key": "nan", "value": float("nan")},
+        {**good, "key": "half", "timestamp": 1.5},
+        {**good, "key": "none", "value": None},
+    ]
+    texts = [{"key": "number", "value": 3}, {"key": "text", "value": "3"}]
+    records = [
+        metric(run, "before", 1.0, 1),
+        record(run, "runs/set-tag", {"key": "epochs", "value": 3}),
+        record(run, "runs/log-parameter", {"key": "lr", "value": 0.1}),
+        record(run, "runs/log-inputs", {"datasets": []}),
+        record(run, "runs/log-batch", {"metrics": [good, *odd], "params": texts, "tags": texts}),
+        metric(run, "after", 1.0, 1),
+    ]
+    for seq, one in enumerate(records, 1):
+        one["seq"] = seq
+    run.put_journal(records)
+    sync = applier(run)
+
+    assert sync.apply_new() == len(records)
+
+    data = client(run).get_run(run.run_id).data
+    assert sorted(data.metrics) == ["after", "before", "good", "half", "nan"]
+    assert data.params == {"text": "3"} and data.tags["text"] == "3"
+    assert [(refusal.seq, refusal.count) for refusal in sync.refused] == [
+        *((2, 1), (3, 1)),
+        *(3 * [(5, 1)]),
+    ]
+    assert sync.refused[0].what == f"tag 'epochs' of run {run.run_id}"
+    assert "3" in sync.refused[0].reason and "string" in sync.refused[0].reason
+
+
+def test_what_mlflow_stumbles_over_is_refused_and_what_was_collected_stays(
+    run: SyncedRun,
+) -> None:
+    """Its checks raise more than its own exceptions."""
+    store = RunStore(run.uri, run.run_id)
+
+    def stumble() -> None:
+        raise TypeError("object of type 'float' has no len()")
+
+    with pytest.raises(Refused, match="TypeError: object of type 'float'"):
+        store.write(stumble)
 
 
 def test_writes_to_a_child_that_somebody_deleted_are_refused_as_one(

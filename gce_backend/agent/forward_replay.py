@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 
 from .entities import Json
-from .forward_batch import COLLECTED, body_of
 from .forward_ids import ServerIds
 from .forward_server import Server, tags_of
 from .records import FINAL_STATUS_TAG, ID_TAG, OF_TAG, Item, Records, Refusal, Refused
@@ -32,7 +31,13 @@ class Replay(Records):
         self._server, self._ids = server, ids
 
     def log_batch(self, run_id: str, items: list[Item]) -> None:
-        self._write("POST", "runs/log-batch", body_of(run_id, items))
+        body: Json = {"run_id": run_id}
+        for item in items:
+            body.setdefault(item.kind, []).append(item.entity)
+        self._write("POST", "runs/log-batch", body)
+
+    def entity(self, kind: str, entry: Json) -> Json:
+        return entry
 
     def is_active(self, run_id: str) -> bool:
         try:
@@ -157,8 +162,6 @@ class Replay(Records):
         if key in {tag["key"] for tag in model["info"].get("tags") or ()}:
             self._write("DELETE", f"logged-models/{model_id}/tags/{key}", {})
 
-
-Replay.collected = COLLECTED
 
 Replay.calls = {
     ("POST", "runs/create"): Replay._create_run,

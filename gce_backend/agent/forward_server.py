@@ -81,12 +81,12 @@ class Server:
         what = f"{method} {self._endpoint.base_url}{_ROOT}{path}"
         if status == 200:
             try:
-                answer = json.loads(body)
-            except ValueError:
+                answer = dict(json.loads(body))
+            except (ValueError, TypeError):
                 raise ServerAway(f"{what}: this is not MLflow's answer") from None
             if method != "GET":
                 self.written_at = self._used_at
-            return dict(answer)
+            return answer
         message = f"{what}: HTTP {status} {_message(body)}".rstrip(". ")
         if status == 401:
             self._credentials.drop()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .entities import Json
+from .entries import ENTRIES, UNFIT, normal
 
 APPLIED_TAG = "gce.journal.applied"  # on the run: number of the last segment that the store has
 
@@ -99,8 +100,6 @@ class Records(ABC):
         refuse: told of everything that the store does not accept; it never stops the rest.
     """
 
-    #: By path: a body's items, which are collected. Everything else first sends what was.
-    collected: ClassVar[Mapping[str, Callable[[Json, int], list[Item]]]]
     #: By method and path: a call with the applier, the body and the whole record.
     calls: ClassVar[Mapping[tuple[str, str], Callable[[Any, Json, Json], None]]]
     #: By method and what comes after logged-models/<id>/: with the id, the body and the rest.
@@ -114,16 +113,16 @@ class Records(ABC):
         """Apply one record. Where the store is away it, and what was collected, may be applied
         again from the start of their segments."""
         seq = record["seq"] if isinstance(record.get("seq"), int) else 0
+        if record.get("path") not in ENTRIES:  # its order matters
+            self.flush()
         try:
             method, path = str(record["method"]), self._translate(str(record["path"]))
             body = self._translate(record.get("body") or {})
-            collect = self.collected.get(path)
-            if collect is not None:
+            if entries := ENTRIES.get(path):
                 run_id = str(body.get("run_id") or body["run_uuid"])
-                for item in collect(body, seq):
-                    self._collect(run_id, item)
+                for kind, entry in entries(body):
+                    self._collect(run_id, kind, entry, seq)
                 return
-            self.flush()
             self._call(method, path, body, record)
         except Refused as refused:
             self._refuse(Refusal(seq, f"{record.get('method')} {record.get('path')}", str(refused)))
@@ -139,7 +138,11 @@ class Records(ABC):
 
     def malformed(self) -> tuple[type[Exception], ...]:
         """What a record that is none raises."""
-        return (LookupError, TypeError, ValueError, AttributeError)
+        return UNFIT
+
+    @abstractmethod
+    def entity(self, kind: str, entry: Json) -> Any:
+        """An entry in the applier's own form. Raises what ``malformed`` says."""
 
     @abstractmethod
     def log_batch(self, run_id: str, items: list[Item]) -> None:
@@ -153,7 +156,15 @@ class Records(ABC):
         """The run that took the place of one which takes no data; itself when none did."""
         return run_id
 
-    def _collect(self, run_id: str, item: Item) -> None:
+    def _collect(self, run_id: str, kind: str, entry: Any, seq: int) -> None:
+        try:
+            fit = normal(kind, entry)
+            item = Item(kind, str(fit["key"]), fit["value"], self.entity(kind, fit), seq)
+        except self.malformed() as error:
+            key = entry.get("key") if isinstance(entry, dict) else entry
+            what = f"{kind[:-1]} {key!r} of run {run_id}"
+            self._refuse(Refusal(seq, what[:300], f"{error}"[:300]))
+            return
         batch = self._batches.setdefault(run_id, Batch())
         if not batch.add(item):
             self._send(run_id, batch.items)

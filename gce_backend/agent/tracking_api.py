@@ -136,6 +136,7 @@ class TrackingApi:
         experiment = str(body.get("experiment_id"))
         if experiment != str(self.state.experiment["experiment_id"]):
             raise self._other_experiment(f"the id {experiment}")
+        validation.check_texts(body)
         run_id = uuid.uuid4().hex
         self._write("runs/create", body, provisional_id=run_id)
         return {"run": self._run_json(self.state.run(run_id))}
@@ -182,8 +183,6 @@ class TrackingApi:
         run = self._run(body)
         metrics, params, tags = (list(body.get(k) or ()) for k in ("metrics", "params", "tags"))
         validation.check_batch_limits(metrics, params, tags)
-        params = [validation.cut(param, validation.MAX_PARAM_VALUE) for param in params]
-        tags = [validation.cut(tag, validation.MAX_TAG_VALUE) for tag in tags]
         errors: list[RelayError] = []
         good: Json = {
             "metrics": _passing(metrics, validation.check_metric, errors),
@@ -206,30 +205,29 @@ class TrackingApi:
 
     def _log_metric(self, body: Json) -> Json:
         run = self._run(body)
-        validation.check_metric(body)
+        body = validation.check_metric(body)
         if not self.repeats.without(run, [body]):
             return {}
         return self._write("runs/log-metric", body)
 
     def _log_parameter(self, body: Json) -> Json:
         run = self._run(body)
-        body = validation.cut(body, validation.MAX_PARAM_VALUE)
-        self._check_param(run, body)
+        body = self._check_param(run, body)
         if body["key"] in run.params:
             return {}
         return self._write("runs/log-parameter", body)
 
-    def _check_param(self, run: Run, param: Json) -> None:
-        validation.check_param(param)
-        key, value = param["key"], str(param.get("value", ""))
+    def _check_param(self, run: Run, param: Json) -> Json:
+        param = validation.check_param(param)
+        key, value = param["key"], param["value"]
         stored = run.params.get(key)
         if stored is not None and not validation.same_param(stored, value):
             raise invalid(validation.changed_param(key, stored, value, run.run_id))
+        return param
 
     def _set_tag(self, body: Json) -> Json:
         self._run(body)
-        validation.check_tag(body)
-        return self._write("runs/set-tag", validation.cut(body, validation.MAX_TAG_VALUE))
+        return self._write("runs/set-tag", validation.check_tag(body))
 
     def _delete_tag(self, body: Json) -> Json:
         run = self._run(body)
@@ -279,6 +277,7 @@ class TrackingApi:
         return answer
 
     def _create_model(self, body: Json) -> Json:
+        validation.check_texts(body)
         model_id = f"m-{uuid.uuid4().hex}"
         self._write("logged-models", body, provisional_id=model_id)
         return {"model": self._model_json(self.state.model(model_id))}
@@ -296,6 +295,7 @@ class TrackingApi:
         known = {("PATCH", ""), ("POST", "params"), ("PATCH", "tags"), ("DELETE", "tags")}
         if (method, what) not in known:
             raise not_implemented(method, path)
+        validation.check_texts(body)
         self._write(path, body, method=method)
         return {"model": self._model_json(model)} if not what or what == "tags" else {}
 
@@ -312,14 +312,13 @@ def _page(answer: Json, field: str, body: Json) -> Json:
 
 
 def _passing(
-    items: list[Json], check: Callable[[Json], None], errors: list[RelayError]
+    items: list[Json], check: Callable[[Json], Json], errors: list[RelayError]
 ) -> list[Json]:
-    """The items that pass ``check``; the errors of the others are added to ``errors``."""
+    """What ``check`` makes of the items; the errors of others are added to ``errors``."""
     good = []
     for item in items:
         try:
-            check(item)
-            good.append(item)
+            good.append(check(item))
         except RelayError as error:
             errors.append(error)
     return good

@@ -11,7 +11,8 @@ import re
 import shlex
 from typing import Any
 
-from .entities import Json, to_float
+from .entities import Json
+from .entries import UNFIT, normal, text
 from .errors import invalid
 
 # Limits and the shape of names: mlflow/utils/validation.py.
@@ -47,42 +48,48 @@ def check_batch_limits(metrics: list[Json], params: list[Json], tags: list[Json]
             )
 
 
-def check_metric(point: Json) -> None:
+def check_metric(point: Json) -> Json:
+    """The point as MLflow's protocol has it. Raises RelayError, as all of these."""
     _check_name(point.get("key"), "metric")
     try:
-        to_float(point["value"])
-        timestamp, step = int(point.get("timestamp", 0)), int(point.get("step", 0))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        fit = normal("metrics", point)
+    except UNFIT as error:
         raise invalid(
             f"Got invalid value {point.get('value')} for metric '{point.get('key')}' "
             f"(timestamp={point.get('timestamp')}). Please specify value as a valid double (64-bit "
-            "floating point)"
+            f"floating point): {error}"
         ) from error
+    timestamp, step = fit["timestamp"], fit["step"]
     if not (0 <= timestamp < _INT64 and -_INT64 <= step < _INT64):
         raise invalid(
             f"Got timestamp={timestamp}, step={step} for metric '{point['key']}'. A timestamp is a "
             "nonnegative 64-bit integer, in milliseconds; a step is a 64-bit integer"
         )
+    return fit
 
 
-def check_param(param: Json) -> None:
+def check_param(param: Json) -> Json:
+    """The parameter with its value as the store keeps it: the first so many characters
+    (MLFLOW_TRUNCATE_LONG_VALUES is true unless the store's owner says otherwise)."""
     _check_name(param.get("key"), "param")
+    return {**param, "value": _text(param)[:MAX_PARAM_VALUE]}
 
 
-def check_tag(tag: Json) -> None:
+def check_tag(tag: Json) -> Json:
+    """The tag with its value as the store keeps it, as ``check_param``."""
     _check_name(tag.get("key"), "tag")
+    return {**tag, "value": _text(tag)[:MAX_TAG_VALUE]}
 
 
 def check_experiment_tag(tag: Json) -> None:
     check_tag(tag)
-    _check_length("Tag value", tag.get("value", ""), MAX_EXPERIMENT_TAG_VALUE)
+    _check_length("Tag value", _text(tag), MAX_EXPERIMENT_TAG_VALUE)
 
 
-def cut(item: Json, limit: int) -> Json:
-    """The parameter or tag with its value as the store keeps it: the first ``limit`` characters
-    (MLFLOW_TRUNCATE_LONG_VALUES is true unless the store's owner says otherwise)."""
-    value = item.get("value")
-    return {**item, "value": value[:limit]} if isinstance(value, str) else item
+def check_texts(body: Json) -> None:
+    """That the parameters and tags which a run or a model is made with, or given, are texts."""
+    for item in (*(body.get("params") or ()), *(body.get("tags") or ())):
+        _text(item)
 
 
 def same_param(stored: str, new: str) -> bool:
@@ -109,6 +116,15 @@ def changed_param(key: str, stored: str, new: str, run_id: str) -> str:
         f"Changing param values is not allowed. Param with key='{key}' was already logged with "
         f"value='{stored}' for run ID='{run_id}'. Attempted logging new value '{new}'."
     )
+
+
+def _text(item: Json) -> str:
+    try:
+        return text(item)
+    except TypeError as error:
+        raise invalid(
+            f"Invalid value for parameter 'value' of '{item.get('key')}' supplied: {error}."
+        ) from error
 
 
 def _check_name(name: Any, what: str) -> None:

@@ -172,6 +172,38 @@ def test_steps_and_times_beyond_the_stores_integers_are_refused(
     assert record["body"]["metrics"] == [point]
 
 
+@pytest.mark.parametrize("value", [3, 0.1, True, ["a"], {"a": "b"}])
+def test_a_value_that_is_no_text_is_refused_as_by_mlflow(
+    client: Client, tmp_path: Path, value: Any
+) -> None:
+    for path in ("runs/set-tag", "runs/log-parameter"):
+        status, answer = client.write(path, key="k", value=value)
+        assert (status, answer["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+        assert "'k'" in answer["message"] and repr(value) in answer["message"]
+    bad = [{"key": "k", "value": value}]
+    for path, kind in (("runs/create", "tags"), ("logged-models", "params")):
+        assert client.call("POST", path, experiment_id=EXPERIMENT_ID, **{kind: bad})[0] == 400
+    tag = {"experiment_id": EXPERIMENT_ID, "key": "k", "value": value}
+    assert client.call("POST", "experiments/set-experiment-tag", **tag)[0] == 400
+
+    assert journal(tmp_path) == []
+
+
+def test_what_is_written_is_as_mlflows_protocol_has_it(client: Client, tmp_path: Path) -> None:
+    """Otherwise whoever applies the journal could not read the record, and all of it were lost."""
+    point = {"key": "loss", "value": float("nan"), "timestamp": 1.5, "step": "3"}
+    params = [{"key": "bad", "value": 1}, {"key": "empty", "value": None}]
+    assert client.write("runs/log-metric", **point)[0] == 200
+
+    assert client.write("runs/log-batch", metrics=[{**point, "step": 4}], params=params)[0] == 400
+
+    one, batch = (record["body"] for record in journal(tmp_path))
+    written = {"key": "loss", "value": "NaN", "timestamp": 1}
+    assert one == {"run_id": RUN_ID, **written, "step": 3}
+    assert batch["metrics"] == [{**written, "step": 4}]
+    assert batch["params"] == [{"key": "empty", "value": ""}]
+
+
 def test_a_parameter_logged_again_leaves_no_record(client: Client, tmp_path: Path) -> None:
     assert client.write("runs/log-parameter", key="epochs", value="1")[0] == 200
     assert client.write("runs/log-batch", params=[{"key": "note", "value": "a b"}])[0] == 200
