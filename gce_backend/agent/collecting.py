@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from . import bundle, manifest
 from .endpoint import retrying
 from .errors import CloudError, RelayError
 from .files import size_of
+from .locations import name_fault
 from .log import RunLog
 from .segments import Segments
 from .spec import Spec
@@ -166,6 +168,9 @@ class Collector:
         kept, left_out = bundle.leftovers(work, limit)
         for path in kept:
             name = f"{root}/workdir/{_as_text(path, work)}"
+            if fault := name_fault(name):
+                self._log.say(f"…{name[-100:]} of the working directory was left out: {fault}")
+                continue
             try:
                 results.spool.put_file(bucket, name, path, unless_known=not goes_on, link=goes_on)
             except (OSError, RelayError) as error:
@@ -220,8 +225,10 @@ class Collector:
 
 
 def _as_text(path: Path, root: Path) -> str:
-    """Relative to ``root``; what is no UTF-8 of it as \\xNN, since object names must be."""
-    return os.fsencode(path.relative_to(root)).decode(errors="backslashreplace")
+    """Relative to ``root``; what no object's name may hold, or should, as \\xNN: what is no UTF-8,
+    and control characters."""
+    text = os.fsencode(path.relative_to(root)).decode(errors="backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _newest_first(root: Path, name: str) -> list[Path]:

@@ -8,6 +8,18 @@ from __future__ import annotations
 
 from .errors import RelayError, invalid
 
+# https://cloud.google.com/storage/docs/objects#naming
+_MAX_NAME_BYTES = 1024
+
+
+def name_fault(name: str) -> str:
+    """Why Cloud Storage refuses an object of that name for good; "" when it takes it."""
+    if "\r" in name or "\n" in name:
+        return "its name would hold a line break, which Cloud Storage does not take"
+    if (size := len(name.encode())) > _MAX_NAME_BYTES:
+        return f"its name would have {size} bytes; Cloud Storage takes {_MAX_NAME_BYTES}"
+    return ""
+
 
 class Locations:
     """The two names of everything below ``root``, a ``gs://`` URI (the experiment's location)."""
@@ -31,6 +43,8 @@ class Locations:
         parts = name.split("/")
         if ".." in parts or "." in parts or "" in parts[:-1] or "\\" in name or "\0" in name:
             raise invalid(f"Invalid artifact path: '{path}'")
+        if fault := name_fault(name):
+            raise invalid(f"Invalid artifact path: '{path[-200:]}': {fault}")
         if bucket != self.bucket or not f"{name}/".startswith(f"{self.prefix}/"):
             raise RelayError(
                 "PERMISSION_DENIED",

@@ -99,6 +99,17 @@ def test_names_that_are_no_text_are_saved_as_well(instance: TestInstance) -> Non
     assert instance.bucket.names(root) == [f"{root}/half-\\xe4", f"{root}/längs"]
 
 
+def test_names_that_no_bucket_takes_keep_nobody_from_leaving(instance: TestInstance) -> None:
+    """Cloud Storage refuses them for good, which an emulator does not."""
+    deep = "/".join(["d" * 200] * 5)
+    status = instance.run(f"echo 1 > $'line\\nfeed'; mkdir -p {deep}; echo 2 > {deep}/deep; exit 1")
+
+    assert status["verified"], instance.log
+    root = f"{instance.artifacts}/workdir"
+    assert instance.bucket.names(root) == [f"{root}/line\\x0afeed"]
+    assert "/deep of the working directory was left out: its name would have 10" in instance.log
+
+
 def test_a_deletion_that_is_accepted_and_fails_is_asked_for_again(plane: ControlPlane) -> None:
     plane.deletions_that_fail = 2
     metadata = MetadataServer(plane.address)

@@ -405,6 +405,17 @@ def test_only_this_runs_artifacts_can_be_written(client: Client, path: str) -> N
     assert client.raw("DELETE", url)[0] == 403
 
 
+@pytest.mark.parametrize("name", ["line%0Afeed", "return%0D", "%C3%BC" * 500], ids=len)
+def test_names_that_the_bucket_would_refuse_for_good_are_refused_at_once(
+    client: Client, name: str
+) -> None:
+    status, answer = client.raw("PUT", f"{client.root}/{name}", b"x")
+
+    assert (status, json.loads(answer)["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert "Cloud Storage" in json.loads(answer)["message"]
+    assert client.raw("PUT", f"{client.root}/%C3%BC%09", b"x")[0] == 200
+
+
 def test_multipart_uploads_are_declined(client: Client) -> None:
     _, info = client.raw("GET", "/api/3.0/mlflow/server-info")
     assert json.loads(info)["multipart_uploads_enabled"] is False
