@@ -119,7 +119,7 @@ class Attempt:
         uploader = Uploader(spool, storage, self._log.say, ahead=journal.send_new)
         uploader.start()
         self._uploader = uploader
-        tracking = Tracking(spec, self._state, storage, spool)
+        tracking = Tracking(spec, self._state, storage, spool, self._stop)
         self._tracking = tracking
         self._shipping.start(self._over)
         settle = None

@@ -31,6 +31,7 @@ class Sampler:
     def __init__(self, proc: Path = Path("/proc"), disk: str = os.sep) -> None:
         self._proc, self._disk = proc, disk
         self._nvidia_smi = shutil.which("nvidia-smi")
+        self._unanswered: subprocess.Popen[str] | None = None
         self._cpu = self._cpu_times()
         self._network = self._network_bytes()
 
@@ -83,22 +84,37 @@ class Sampler:
         }
 
     def _read_gpus(self) -> dict[str, float]:
-        if self._nvidia_smi is None:
-            return {}
-        command = [self._nvidia_smi, f"--query-gpu={_GPU_FIELDS}"]
         try:
-            done = subprocess.run(
-                [*command, "--format=csv,noheader,nounits"],
-                capture_output=True,
-                text=True,
-                timeout=_GPU_PATIENCE_S,
-            )
-        except (OSError, ValueError, subprocess.TimeoutExpired):
+            lines = self._ask_gpus().splitlines()
+        except (OSError, ValueError):
             return {}
         values: dict[str, float] = {}
-        for line in done.stdout.splitlines():
+        for line in lines:
             values.update(_gpu(line))
         return values
+
+    def _ask_gpus(self) -> str:
+        """nvidia-smi's answer. A driver that hangs keeps the program in the kernel, where no signal
+        reaches it: it is not waited for, and no other is started before it has ended."""
+        hangs = self._unanswered is not None and self._unanswered.poll() is None
+        if self._nvidia_smi is None or hangs:
+            return ""
+        process = subprocess.Popen(
+            [self._nvidia_smi, f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader,nounits"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._unanswered = process
+        try:
+            return process.communicate(timeout=_GPU_PATIENCE_S)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return ""
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()
 
     def _cpu_times(self) -> tuple[float, float]:
         """Ticks that were worked, and all ticks: proc_stat(5). Guests are part of user and nice."""
@@ -132,6 +148,7 @@ class SystemMetrics:
     Args:
         write: takes (values, step); an OSError of it (a full disk) costs that sample.
         first_step: one past the last step of an earlier attempt.
+        hurries: whether there is no time for a last sample.
     """
 
     def __init__(
@@ -140,9 +157,10 @@ class SystemMetrics:
         write: Callable[[dict[str, float], int], None],
         interval: float,
         first_step: int = 0,
+        hurries: Callable[[], bool] = lambda: False,
     ) -> None:
         self._sampler, self._write = sampler, write
-        self._interval, self._step = interval, first_step
+        self._interval, self._step, self._hurries = interval, first_step, hurries
         self._over = threading.Event()
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True, name="system-metrics")
@@ -151,9 +169,11 @@ class SystemMetrics:
         self._thread.start()
 
     def stop(self) -> None:
-        """End with a last sample, so that a short training has one too."""
+        """End with a last sample, so that a short training has one too; but wait for none."""
         self._over.set()
-        self._thread.join(_GPU_PATIENCE_S + 5)
+        self._thread.join(0 if self._hurries() else _GPU_PATIENCE_S + 5)
+        if self._hurries() or self._thread.is_alive():
+            return
         if time.monotonic() - self._last > min(1.0, self._interval):
             self._take()
 

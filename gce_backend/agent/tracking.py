@@ -14,6 +14,7 @@ from .relay import Relay
 from .spec import Spec
 from .spool import Spool
 from .state import State
+from .stop import PREEMPTED, Stop
 from .storage import Storage
 from .system_metrics import Sampler, SystemMetrics
 from .tracking_api import TrackingApi
@@ -23,8 +24,10 @@ from .tracking_state import TrackingState
 class Tracking:
     """Known are: the run as the client saw it, what earlier attempts wrote, what this one wrote."""
 
-    def __init__(self, spec: Spec, state: State, storage: Storage, spool: Spool) -> None:
-        self._state, self._run_id = state, spec.run_id
+    def __init__(
+        self, spec: Spec, state: State, storage: Storage, spool: Spool, stop: Stop | None = None
+    ) -> None:
+        self._state, self._run_id, self._stop = state, spec.run_id, stop or Stop()
         known = TrackingState(spec.experiment, spec.run)
         last_seq = 0
         for record in earlier_records(storage, spec, state.root / "journal.before.jsonl"):
@@ -74,7 +77,13 @@ class Tracking:
         self._api.repeats.own = frozenset(sampler.sample(gpus=False))
         known = self._api.state.main.metrics
         last = [known[key].latest(key)["step"] for key in self._api.repeats.own if key in known]
-        return SystemMetrics(sampler, self._log_system_metrics, interval, max(last, default=-1) + 1)
+        return SystemMetrics(
+            sampler,
+            self._log_system_metrics,
+            interval,
+            max(last, default=-1) + 1,
+            hurries=lambda: self._stop.reason == PREEMPTED,
+        )
 
     def set_tag(self, key: str, value: str) -> None:
         """A tag of the agent's on the run. OSError on a full disk."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import os
+import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from gce_backend.agent import system_metrics
 from gce_backend.agent.system_metrics import Sampler, SystemMetrics
 
 from .cloud import wait_for
@@ -104,6 +109,64 @@ def test_steps_go_on_and_a_full_disk_costs_one_sample(tmp_path: Path) -> None:
     metrics.stop()
 
     assert steps == list(range(7, 7 + len(steps)))
+
+
+def test_a_gpu_that_hangs_is_left_alone_until_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the kernel, where SIGKILL does not reach it."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/asked\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(system_metrics, "_GPU_PATIENCE_S", 0.5)
+    sampler = Sampler()
+    with monkeypatch.context() as kernel:
+        kernel.setattr(subprocess.Popen, "kill", lambda process: None)
+        for _ in range(2):
+            assert "system/disk_usage_megabytes" in sampler.sample()
+
+    (pid,) = map(int, (tmp_path / "asked").read_text().split())
+    os.kill(pid, signal.SIGKILL)  # it comes back
+    program.write_text(f"#!/bin/sh\n{NVIDIA_SMI}\n")
+    wait_for(lambda: "system/gpu_0_power_usage_watts" in sampler.sample(), "it is asked again")
+
+
+class Stuck(Sampler):
+    """Whose every sample waits for the event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answers = 0, threading.Event()
+
+    def sample(self, *, gpus: bool = True) -> dict[str, float]:
+        self.asked += 1
+        self.answers.wait(60)
+        return {}
+
+
+def test_a_sample_that_hangs_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system_metrics, "_GPU_PATIENCE_S", -4.9)  # none, with what stop() adds
+    stuck = Stuck()
+    metrics = SystemMetrics(stuck, lambda values, step: None, 0.01)
+    metrics.start()
+    wait_for(lambda: stuck.asked, "it samples")
+
+    metrics.stop()
+
+    assert (stuck.asked, stuck.answers.is_set()) == (1, False)
+    stuck.answers.set()
+
+
+def test_who_is_in_a_hurry_gets_no_last_sample() -> None:
+    stuck = Stuck()
+    metrics = SystemMetrics(stuck, lambda values, step: None, 60, hurries=lambda: True)
+    metrics.start()
+    metrics._last -= 60  # when the last one was taken
+
+    metrics.stop()
+
+    assert stuck.asked == 0
 
 
 @pytest.mark.flow
