@@ -21,10 +21,15 @@ RESERVE_BYTES = 64 * 1024**2
 
 
 class Reserve:
-    """A file whose room the journal gets when nothing else is left."""
+    """A file whose room the journal, and what the agent must remember, get when nothing else is
+    left."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def set_aside(self) -> None:
+        """Take the room, where there is plenty."""
+        path = self._path
         if not path.exists() and shutil.disk_usage(path.parent).free > 4 * RESERVE_BYTES:
             try:
                 with path.open("wb") as file:

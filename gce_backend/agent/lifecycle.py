@@ -12,6 +12,7 @@ restart.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -73,7 +74,8 @@ class Attempt:
         if status is None:
             self._enter("fetching")
             status = self._make_and_collect()
-            write_json(self._state.status, status)
+            with contextlib.suppress(OSError):  # a full disk; the bucket has it
+                write_json(self._state.status, status)
         self._reported.set()
         if self._forwarder is not None and status.get("forwarded"):
             self._forwarder.tell(status)
@@ -130,8 +132,10 @@ class Attempt:
         ending = self._state.memory.ending
         if ending is None:
             ending = self._training().run(tracking)
+            self._state.reserve.release()
             self._state.memory.ending = ending
-            self._state.save()
+            with contextlib.suppress(OSError):  # the trainer's exit code is on the disk already
+                self._state.save()
         self._enter("collecting")
         tracking.close()
         permission.join(0 if self._stop.reason == PREEMPTED else 60)
@@ -236,8 +240,10 @@ class Attempt:
     # -- what is told of it -------------------------------------------------------------------
 
     def _enter(self, phase: str) -> None:
-        if self._state.enter(phase):
-            self._heartbeat.beat()
+        with contextlib.suppress(OSError):  # a full disk must not keep anything from going on
+            if not self._state.enter(phase):
+                return
+        self._heartbeat.beat()
 
     def _describe(self) -> dict[str, Any]:
         return {

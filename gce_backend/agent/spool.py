@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,8 @@ class Spool:
             done = replace(entry, done=True)
             if stored is not None:
                 done = replace(done, crc32c=stored.crc32c, generation=stored.generation)
-            self._write(done)
+            with suppress(OSError):  # a full disk: a restart would upload it again
+                self._write(done)
             self._entries[entry.key] = done
 
     def add_copy(self, entry: Entry, copy: StoredObject) -> None:
@@ -197,13 +199,18 @@ class Spool:
 
     def _accept(self, entry: Entry) -> Entry:
         with self._lock:
-            self._keep_promises(*entry.key)
             before = self._entries.get(entry.key)
             if before is not None and before.number > entry.number:
+                self._keep_promises(*entry.key)
                 self.path(entry.number).unlink(missing_ok=True)  # a later write was faster
                 return before
-            self._write(entry)
+            try:
+                self._write(entry)
+            except OSError:
+                self.path(entry.number).unlink(missing_ok=True)
+                raise
             self._entries[entry.key] = entry
+            self._keep_promises(*entry.key)
             if before is not None:
                 self.path(before.number).unlink(missing_ok=True)
         self.on_change()
@@ -231,7 +238,12 @@ class Spool:
         return self.root / f"{number:08d}.promised"
 
     def _write(self, entry: Entry) -> None:
-        self._index.write(json.dumps(asdict(entry)).encode() + b"\n")
+        """The whole line, or an OSError and nothing of it."""
+        line = json.dumps(asdict(entry)).encode() + b"\n"
+        start = os.fstat(self._index.fileno()).st_size
+        if (written := self._index.write(line)) != len(line):
+            os.truncate(self._index_file, start)
+            raise OSError(f"spool: only {written} of {len(line)} bytes could be written")
         os.fdatasync(self._index.fileno())
 
     def _knows(self, md5: str) -> bool:
@@ -293,13 +305,18 @@ def _receive(path: Path, read: Callable[[int], bytes]) -> tuple[int, str]:
 
 
 def _index_lines(file: Path) -> list[dict[str, Any]]:
-    """The index's records; a last line cut short by a crash was never acknowledged."""
+    """The index's records; a last line cut short by a crash was never acknowledged, and what else
+    cannot be read must not keep the agent from the rest."""
     if not file.exists():
         return []
     whole, _, torn = file.read_bytes().rpartition(b"\n")
     if torn:
         os.truncate(file, len(whole) + 1 if whole else 0)
-    return [json.loads(line) for line in whole.splitlines()]
+    records = []
+    for line in whole.splitlines():
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def _full(root: Path, what: str) -> RelayError:

@@ -5,6 +5,7 @@ Everything lies in ``$STATE_DIRECTORY/mlflow-gce`` (systemd's name; default ``/v
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -12,8 +13,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .disk import Reserve
 from .family import boot_id
-from .files import read_json, write_json
+from .files import read_json, write_atomically
 
 ON_DISK = "on disk"
 
@@ -55,6 +57,8 @@ class State:
         self.root = root
         self._file = root / "state.json"
         self._lock = threading.Lock()
+        self._saved = b""
+        self.reserve = Reserve(root / "reserve")
         root.mkdir(parents=True, exist_ok=True)
         self.memory = self._load()
 
@@ -141,8 +145,18 @@ class State:
         self.save()
 
     def save(self) -> None:
+        """OSError on a disk that is full even without the reserve."""
         with self._lock:
-            write_json(self._file, asdict(self.memory), mode=0o600)
+            text = json.dumps(asdict(self.memory)).encode()
+            if text == self._saved:
+                return
+            try:
+                write_atomically(self._file, text, mode=0o600)
+            except OSError:
+                if not self.reserve.release():
+                    raise
+                write_atomically(self._file, text, mode=0o600)
+            self._saved = text
 
     def enter(self, phase: str) -> bool:
         """Note that ``phase`` begins; False when it had begun before a restart."""
@@ -156,5 +170,6 @@ class State:
         raw = read_json(self._file)
         if raw is None:
             return Memory()
+        self._saved = json.dumps(raw).encode()
         ending = raw.pop("ending")
         return Memory(**raw, ending=Ending(**ending) if ending else None)

@@ -6,7 +6,6 @@ import secrets
 import time
 
 from .artifact_api import ArtifactApi
-from .disk import Reserve
 from .history import earlier_records
 from .journal import Journal
 from .locations import Locations
@@ -33,8 +32,8 @@ class Tracking:
         for record in earlier_records(storage, spec, state.root / "journal.before.jsonl"):
             known.apply(record)
             last_seq = int(record["seq"])
-        self._reserve = Reserve(state.root / "reserve")
-        self._journal = Journal(state.journal, last_seq, self._reserve.release)
+        state.reserve.set_aside()
+        self._journal = Journal(state.journal, last_seq, state.reserve.release)
         self._locations = Locations(spec.experiment_location)
         self._api = TrackingApi(known, self._journal, self._locations)
         if last_seq == state.memory.trainer_seq:
@@ -95,7 +94,6 @@ class Tracking:
     def close(self) -> None:
         """After the relay has stopped: everything acknowledged is on the disk."""
         self._journal.close()
-        self._reserve.release()
 
     def _log_system_metrics(self, values: dict[str, float], step: int) -> None:
         now = int(time.time() * 1000)
