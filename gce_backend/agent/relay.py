@@ -9,13 +9,12 @@ from __future__ import annotations
 import hmac
 import json
 import math
-import shutil
 import socket
 import threading
 import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import IO, Any
 
 from .artifact_api import ArtifactApi
 from .entities import Json
@@ -276,7 +275,19 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self.send_header("Content-Length", str(size))
             self.end_headers()
-            shutil.copyfileobj(source, self.wfile, CHUNK_BYTES)
+            if not self._copy(source, size):
+                self.close_connection = True  # the one way left to tell the client
+
+    def _copy(self, source: IO[bytes], size: int | None) -> bool:
+        """False when it broke off, on either side. An error's answer would be read as the file."""
+        sent = 0
+        try:
+            while chunk := source.read(CHUNK_BYTES):
+                self.wfile.write(chunk)
+                sent += len(chunk)
+        except Exception:
+            return False
+        return size in (None, sent)
 
     def _reply_json(self, value: Json) -> None:
         self._reply(200, json.dumps(value).encode(), "application/json")

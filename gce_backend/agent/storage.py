@@ -8,16 +8,18 @@ stands; callers wrap calls in ``endpoint.retrying`` with the time they have.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import secrets
+import time
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .endpoint import Body, Endpoint, Reply
+from .endpoint import TRANSIENT, Body, Endpoint, Reply
 from .errors import CloudError
 from .metadata import MetadataServer
 
@@ -27,6 +29,7 @@ DEFAULT_URL = "https://storage.googleapis.com"
 MULTIPART_MAX_BYTES = 8 * 1024 * 1024
 CHUNK_BYTES = 8 * 1024 * 1024
 _RESUME_TRIES = 5
+_RESUME_PAUSE_S = 0.25  # after the first failure in a row; twice as long after each further one
 
 
 @dataclass(frozen=True)
@@ -197,25 +200,30 @@ class Storage:
 
     def _send_chunks(self, session: str, name: str, file: IO[bytes], size: int) -> Reply:
         offset, failures = 0, 0
+        is_known = True  # how far the server is
         while True:
-            file.seek(offset)
-            chunk = file.read(CHUNK_BYTES)
-            span = f"bytes {offset}-{offset + len(chunk) - 1}/{size}"
+            span, chunk = f"bytes */{size}", b""  # asks for it
+            if is_known:
+                file.seek(offset)
+                chunk = file.read(CHUNK_BYTES)
+                span = f"bytes {offset}-{offset + len(chunk) - 1}/{size}"
             try:
                 reply = self._send_range(session, span, chunk)
-                if reply.status in (200, 201):
-                    return reply
-                moved = _next_offset(reply)
-                failures = 0 if moved > offset else failures + 1
-                offset = moved
             except CloudError as error:
                 failures += 1
-                if failures > _RESUME_TRIES or error.status not in (0, 429, 500, 502, 503, 504):
+                if failures > _RESUME_TRIES or error.status not in TRANSIENT:
                     raise
-                reply = self._send_range(session, f"bytes */{size}", b"")
-                if reply.status in (200, 201):
-                    return reply
-                offset = _next_offset(reply)
+                is_known = False
+                time.sleep(_RESUME_PAUSE_S * 2 ** (failures - 1))
+                continue
+            if reply.status in (200, 201):
+                return reply
+            moved = _next_offset(reply)
+            if moved > offset:
+                failures = 0
+            elif is_known:
+                failures += 1
+            offset, is_known = moved, True
             if failures > _RESUME_TRIES:
                 raise CloudError(f"{name}: the resumable upload does not advance past {offset}")
 
@@ -263,7 +271,7 @@ class ObjectStream:
     def read(self, amount: int) -> bytes:
         try:
             return bytes(self._response.read(amount))
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             self._endpoint.close()
             raise CloudError(f"the download broke off ({error})") from error
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from gce_backend.agent import spool as spool_module
+from gce_backend.agent.errors import CloudError
+from gce_backend.agent.locations import Locations
 from gce_backend.agent.metadata import MetadataServer
 from gce_backend.agent.relay import Relay
 from gce_backend.agent.spec import parse_spec
@@ -376,6 +380,40 @@ def test_what_the_spool_does_not_have_comes_from_the_bucket(client: Client) -> N
     )
     _, listed = client.call("GET", f"artifacts/list?run_id={RUN_ID}")
     assert listed["files"] == [{"path": "checkpoints", "is_dir": True}]
+
+
+class Breaking(io.BytesIO):
+    """A download that ends before its time, quietly or not."""
+
+    error: Exception | None = None
+
+    def read(self, amount: int | None = -1) -> bytes:
+        data = super().read(amount)
+        if not data and self.error is not None:
+            raise self.error
+        return data
+
+
+@pytest.mark.parametrize(
+    "error", [None, CloudError("the download broke off"), RuntimeError("anything"), OSError("disk")]
+)
+def test_a_download_that_breaks_off_ends_the_connection(error: Exception | None) -> None:
+    """The client would wait for the rest, or take an error's JSON for the end of its file."""
+    source = Breaking(b"x" * 3_000_000)
+    source.error = error
+    artifacts: Any = SimpleNamespace(download=lambda path: (source, 3_000_100))
+    relay = Relay(cast(Any, None), artifacts, Locations("gs://b/e"), "token")
+    relay.start()
+    connection = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=20)
+    try:
+        connection.request("GET", f"{ARTIFACTS}/b/e/f", headers={"Authorization": "Bearer token"})
+        with pytest.raises(http.client.IncompleteRead) as raised:
+            connection.getresponse().read()
+    finally:
+        connection.close()
+        relay.stop()
+
+    assert raised.value.partial == b"x" * 3_000_000
 
 
 def test_a_deleted_artifact_is_gone_at_once(client: Client) -> None:

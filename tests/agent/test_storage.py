@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import time
 from pathlib import Path
 
 import pytest
 
-from gce_backend.agent.endpoint import retrying
+from gce_backend.agent.endpoint import Endpoint, retrying
 from gce_backend.agent.errors import CloudError
 from gce_backend.agent.metadata import MetadataServer
-from gce_backend.agent.storage import CHUNK_BYTES, MULTIPART_MAX_BYTES, Storage
+from gce_backend.agent.storage import CHUNK_BYTES, MULTIPART_MAX_BYTES, ObjectStream, Storage
 
 from .cloud import Bucket, ControlPlane
 from .front import Front
@@ -102,6 +103,37 @@ def test_a_resumable_upload_goes_on_after_a_lost_reply(
     assert lost and stored.md5 == digest
     assert len([path for method, path in front.requests if method == "PUT"]) == 3 + 1
     assert md5(bucket.get("file")) == digest
+
+
+@pytest.mark.parametrize("status", [503, 408, 401])
+def test_a_resumable_upload_goes_on_after_failures_in_a_row(
+    storage: Storage, front: Front, bucket: Bucket, tmp_path: Path, status: int
+) -> None:
+    """The first is of a chunk, those after it of the question how far it has come."""
+    path, digest = a_file(tmp_path, 3 * CHUNK_BYTES)
+    puts: list[str] = []
+
+    def refuse(method: str, path: str) -> int | None:
+        if method == "PUT":
+            puts.append(path)
+            return status if len(puts) in (2, 3, 4) else None
+        return None
+
+    front.refuse = refuse
+    stored = storage.put_file(bucket.name, "file", path, size=3 * CHUNK_BYTES, md5=digest)
+
+    assert stored.md5 == digest
+    assert len(puts) == 3 + 1 + 3
+    assert len([path for method, path in front.requests if method == "POST"]) == 1
+
+
+def test_a_download_that_breaks_off_is_an_error_of_the_cloud() -> None:
+    class Response:
+        def read(self, amount: int) -> bytes:
+            raise http.client.IncompleteRead(b"x", 9)
+
+    with pytest.raises(CloudError, match="the download broke off"):
+        ObjectStream(Endpoint("http://localhost"), Response(), 10).read(10)
 
 
 def test_listings_go_on_over_pages_and_start_where_asked(storage: Storage, bucket: Bucket) -> None:
