@@ -23,6 +23,7 @@ _PREEMPTED = "instance/preempted"
 _HEADERS = {"Metadata-Flavor": "Google"}
 # A token is used until a minute before its end; the real server renews it five minutes before.
 _TOKEN_MARGIN_S = 60.0
+_TOKEN = "instance/service-accounts/default/token"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class MetadataServer:
                 return None
             if reply.status != 200:
                 raise CloudError(f"metadata server: {path}: HTTP {reply.status}", reply.status)
-            return reply.body.decode()
+            return reply.body.decode(errors="replace")
 
         return retrying(once, time.time() + patience, max_delay=2.0)
 
@@ -103,12 +104,17 @@ class MetadataServer:
         """An access token of the instance's service account; CloudError when it has none."""
         with self._lock:
             if self._token is None or self._token[1] < time.time():
-                text = self.get("instance/service-accounts/default/token")
+                text = self.get(_TOKEN)
                 if text is None:
                     raise CloudError("the instance has no service account: no access token", 404)
-                answer = json.loads(text)
-                expires = time.time() + float(answer["expires_in"]) - _TOKEN_MARGIN_S
-                self._token = (str(answer["access_token"]), expires)
+                try:
+                    answer = json.loads(text)
+                    expires = time.time() + float(answer["expires_in"]) - _TOKEN_MARGIN_S
+                    self._token = (str(answer["access_token"]), expires)
+                except (ValueError, LookupError, TypeError) as error:
+                    raise CloudError(
+                        f"metadata server: {_TOKEN}: no token: {error}", 502
+                    ) from error
             return self._token[0]
 
     def drop_token(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gce_backend.agent.endpoint import Endpoint, retrying
+from gce_backend.agent.endpoint import TRANSIENT, Endpoint, Reply, retrying
 from gce_backend.agent.errors import CloudError
 from gce_backend.agent.metadata import MetadataServer
 from gce_backend.agent.storage import CHUNK_BYTES, MULTIPART_MAX_BYTES, ObjectStream, Storage
@@ -156,6 +156,24 @@ def test_a_refused_token_is_fetched_anew(
     front.refuse = lambda method, path: next(refusals, None)
 
     assert retrying(lambda: storage.get(bucket.name, "a"), time.time() + 5) == b"1"
+
+
+@pytest.mark.parametrize(
+    "answer", ["<html>", "[]", "{}", '{"access_token": "t", "expires_in": "soon"}', b"\xff"]
+)
+def test_a_token_that_is_none_is_an_error_of_the_cloud(
+    monkeypatch: pytest.MonkeyPatch, answer: str | bytes
+) -> None:
+    """Whoever asks in a loop waits for a better answer."""
+    metadata = MetadataServer("localhost")
+    body = answer.encode() if isinstance(answer, str) else answer
+    reply = Reply(200, http.client.HTTPMessage(), body)
+    monkeypatch.setattr(metadata._endpoint, "request", lambda *args, **more: reply)
+
+    with pytest.raises(CloudError, match="metadata server: instance/service") as raised:
+        metadata.token()
+
+    assert raised.value.status in TRANSIENT
 
 
 def test_retrying_ends_with_the_last_error_when_time_is_up(
