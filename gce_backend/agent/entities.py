@@ -47,15 +47,12 @@ class MetricHistory:
         if self._rank(len(self) - 1) > self._rank(self._latest):
             self._latest = len(self) - 1
 
-    def single_steps(self) -> dict[int, tuple[int, float]]:
-        """Time and value at each step that has exactly one point."""
-        found: dict[int, tuple[int, float]] = {}
-        several: set[int] = set()
-        for value, timestamp, step in zip(self._values, self._timestamps, self._steps, strict=True):
-            if step in found:
-                several.add(step)
-            found[step] = (timestamp, value)
-        return {step: point for step, point in found.items() if step not in several}
+    def step(self, index: int) -> int:
+        return self._steps[index]
+
+    def point(self, index: int) -> tuple[int, float]:
+        """Time and value."""
+        return self._timestamps[index], self._values[index]
 
     def points(self, key: str) -> Iterator[Json]:
         for value, timestamp, step in zip(self._values, self._timestamps, self._steps, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 from gce_backend.agent.entities import Json, Run
@@ -53,6 +54,29 @@ def test_the_first_step_done_again_is_not_logged_again_where_it_says_the_same() 
     again = point("loss", 0, 0.5, 99)
     assert repeats.without(run, [again]) == []
     assert repeats.without(run, [again]) == [again]  # the second is something else
+
+
+def test_steps_in_any_order_are_known_where_they_have_one_point() -> None:
+    run, repeats = a_run(*(point("loss", step, 1, at) for at, step in enumerate((5, 3, 9, 3, -1))))
+
+    again = [point("loss", step, 7, 99) for step in (-1, 3, 4, 5, 9, 10)]
+    assert [one["step"] for one in repeats.without(run, again)] == [3, 4, 10]
+    assert len(repeats.without(run, again)) == len(again)  # each is known once
+
+
+def test_what_is_remembered_takes_little_beside_the_history() -> None:
+    """A second attempt has it all in memory twice otherwise."""
+    run, count = Run.from_json({"info": {"run_id": "1"}}), 100_000
+    for step in range(count):
+        run.add_metric(point("loss", step, 0.5, step))
+    repeats = Repeats("1")
+    tracemalloc.start()
+    repeats.remember(run)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 20 * count
+    assert repeats.without(run, [point("loss", count - 1, 0.5, count)]) == []
 
 
 def test_other_metrics_other_runs_and_a_models_metrics_are_let_through() -> None:
