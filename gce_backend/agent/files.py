@@ -25,6 +25,14 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o64
     sync_directory(path.parent)
 
 
+def append(descriptor: int, line: bytes, what: str) -> None:
+    """The whole line at the end of ``what``, or an OSError and nothing of it."""
+    start = os.fstat(descriptor).st_size
+    if (written := os.write(descriptor, line)) != len(line):
+        os.ftruncate(descriptor, start)
+        raise OSError(f"{what}: only {written} of {len(line)} bytes could be written")
+
+
 def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
     write_atomically(path, json.dumps(value).encode(), mode)
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .files import append
+
 FLUSH_S = 0.02
 
 
@@ -54,11 +56,11 @@ class Journal:
             record.update(path=path, method=method, body=body, **extra)
             line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
             try:
-                self._write(line)
+                append(self._descriptor, line, "journal")
             except OSError:
                 if not self._on_full():
                     raise
-                self._write(line)
+                append(self._descriptor, line, "journal")
             self.last_seq += 1
             self.last_at = int(record["at"])
         self._dirty.set()
@@ -80,13 +82,6 @@ class Journal:
         self._flusher.join(5)
         self.flush()
         os.close(self._descriptor)
-
-    def _write(self, line: bytes) -> None:
-        """The whole line, or an OSError and nothing of it."""
-        start = os.fstat(self._descriptor).st_size
-        if (written := os.write(self._descriptor, line)) != len(line):
-            os.truncate(self._descriptor, start)
-            raise OSError(f"journal: only {written} of {len(line)} bytes could be written")
 
     def _flush_when_dirty(self) -> None:
         while True:

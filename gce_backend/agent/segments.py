@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .endpoint import retrying
 from .errors import CloudError
-from .files import read_range, size_of, write_atomically
+from .files import append, read_range, size_of, sync_directory, write_json
 from .storage import Storage, StoredObject
 
 MAX_PIECE_BYTES = 1024 * 1024
@@ -45,7 +45,8 @@ class Segments:
         self.file = file
         self._storage, self._bucket, self._name_of = storage, bucket, name_of
         self._whole_lines = whole_lines
-        self._cursor = file.with_name(file.name + ".pieces")
+        self._cursor = file.with_name(file.name + ".pieces")  # the number of the first piece
+        self._ends_file = file.with_name(file.name + ".ends.pieces")  # _ends, one a line
         self._lock = threading.Lock()  # one sender at a time
         self._ends: list[int] = []  # end offset of each piece that was begun
         self._first_free = first
@@ -129,8 +130,12 @@ class Segments:
     def _load(self) -> None:
         if not self._cursor.exists():
             return
-        state = json.loads(self._cursor.read_bytes())
-        self.first, self._ends = int(state["first"]), [int(end) for end in state["ends"]]
+        self.first = int(json.loads(self._cursor.read_bytes())["first"])
+        if self._ends_file.exists():
+            whole, _, torn = self._ends_file.read_bytes().rpartition(b"\n")
+            if torn:  # of a piece that was never sent
+                os.truncate(self._ends_file, len(whole) + 1 if whole else 0)
+            self._ends = [int(end) for end in whole.split()]
 
     def _find_sent(self, until: float) -> None:
         """After a restart: take as sent the pieces that the bucket holds with our bytes."""
@@ -158,9 +163,23 @@ class Segments:
             os.close(descriptor)
 
     def _save(self) -> None:
-        write_atomically(
-            self._cursor, json.dumps({"first": self.first, "ends": self._ends}).encode()
-        )
+        """Write the end of the piece that begins, once and for all: a day has 86,400. An OSError
+        leaves the piece for another time, since a restart would cut it differently."""
+        try:
+            if len(self._ends) == 1:
+                write_json(self._cursor, {"first": self.first})
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            descriptor = os.open(self._ends_file, flags, 0o644)
+            try:
+                append(descriptor, b"%d\n" % self._ends[-1], self._ends_file.name)
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+            if len(self._ends) == 1:
+                sync_directory(self._ends_file.parent)
+        except OSError:
+            self._ends.pop()
+            raise
 
 
 def _end_of_line(file: Path, start: int, end: int) -> int:

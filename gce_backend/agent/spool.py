@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from typing import Any
 
 from .disk import LOW_WATER_BYTES
 from .errors import RelayError
-from .files import CHUNK_BYTES, hash_file, read_json, sync_directory
+from .files import CHUNK_BYTES, append, hash_file, read_json, sync_directory
 from .storage import StoredObject
 
 # Free disk below which nothing more is taken in; uploaded copies are dropped at LOW_WATER_BYTES.
@@ -55,6 +56,9 @@ class Spool:
         self._index_file = root / "index.jsonl"
         self._lock = threading.RLock()
         self._entries: dict[tuple[str, str], Entry] = {}
+        # Those that are not done, oldest first. Of a dict, the first one of those left is found
+        # the slower the more were taken away before it.
+        self._pending: OrderedDict[tuple[str, str], Entry] = OrderedDict()
         self._number = 0
         self.on_change: Callable[[], None] = lambda: None
         self._is_low = False
@@ -155,8 +159,17 @@ class Spool:
     def pending(self) -> list[Entry]:
         """What the bucket does not have yet, oldest first."""
         with self._lock:
-            found = [entry for entry in self._entries.values() if not entry.done]
-        return sorted(found, key=lambda entry: entry.number)
+            return list(self._pending.values())
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the bucket lacks anything."""
+        return bool(self._pending)
+
+    def next_pending(self, is_free: Callable[[Entry], bool]) -> Entry | None:
+        """The oldest entry that the bucket does not have and that ``is_free``."""
+        with self._lock:
+            return next((entry for entry in self._pending.values() if is_free(entry)), None)
 
     # -- from the uploader --------------------------------------------------------------------
 
@@ -170,7 +183,7 @@ class Spool:
                 done = replace(done, crc32c=stored.crc32c, generation=stored.generation)
             with suppress(OSError):  # a full disk: a restart would upload it again
                 self._write(done)
-            self._entries[entry.key] = done
+            self._note(done)
 
     def add_copy(self, entry: Entry, copy: StoredObject) -> None:
         """The bucket holds ``entry``'s bytes as ``copy`` too: both names are known from now on."""
@@ -188,7 +201,8 @@ class Spool:
         with self._lock:
             if not self.path(entry.number).exists():
                 return False
-            self._entries[entry.key] = replace(entry, done=False)
+            self._note(replace(entry, done=False))
+            self._pending.move_to_end(entry.key, last=False)
         self.on_change()
         return True
 
@@ -209,12 +223,18 @@ class Spool:
             except OSError:
                 self.path(entry.number).unlink(missing_ok=True)
                 raise
-            self._entries[entry.key] = entry
+            self._note(entry)
             self._keep_promises(*entry.key)
             if before is not None:
                 self.path(before.number).unlink(missing_ok=True)
         self.on_change()
         return entry
+
+    def _note(self, entry: Entry) -> None:
+        self._entries[entry.key] = entry
+        self._pending.pop(entry.key, None)
+        if not entry.done:
+            self._pending[entry.key] = entry
 
     def _next_number(self) -> int:
         with self._lock:
@@ -238,12 +258,8 @@ class Spool:
         return self.root / f"{number:08d}.promised"
 
     def _write(self, entry: Entry) -> None:
-        """The whole line, or an OSError and nothing of it."""
         line = json.dumps(asdict(entry)).encode() + b"\n"
-        start = os.fstat(self._index.fileno()).st_size
-        if (written := self._index.write(line)) != len(line):
-            os.truncate(self._index_file, start)
-            raise OSError(f"spool: only {written} of {len(line)} bytes could be written")
+        append(self._index.fileno(), line, "spool")
         os.fdatasync(self._index.fileno())
 
     def _knows(self, md5: str) -> bool:
@@ -277,7 +293,7 @@ class Spool:
         for raw in _index_lines(self._index_file):
             entry = Entry(**raw)
             self._number = max(self._number, entry.number)
-            self._entries[entry.key] = entry
+            self._note(entry)
         kept = {self.path(entry.number).name for entry in self._entries.values()}
         for file in self.root.iterdir():
             if file.suffix == ".promised" and (promised := read_json(file)) is not None:

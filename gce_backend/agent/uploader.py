@@ -59,9 +59,9 @@ class Uploader:
     def drain(self, until: float) -> list[Entry]:
         """Wait until nothing is pending or time is up; returns what is still pending."""
         with self._changed:
-            while (pending := self._spool.pending()) and time.time() < until:
+            while self._spool.is_pending and time.time() < until:
                 self._changed.wait(min(1.0, max(0.0, until - time.time())))
-            return pending
+        return self._spool.pending()
 
     def _wake(self) -> None:
         with self._changed:
@@ -84,15 +84,15 @@ class Uploader:
         """The oldest pending entry that nobody has in hand; None when stopped."""
         with self._changed:
             while not self._stopped:
-                now = time.time()
-                for entry in self._spool.pending():
-                    if entry.key in self._in_flight:
-                        continue
-                    if self._not_before.get(entry.key, (0.0, 0.0))[0] <= now:
-                        self._in_flight.add(entry.key)
-                        return entry
+                if (entry := self._spool.next_pending(self._is_free)) is not None:
+                    self._in_flight.add(entry.key)
+                    return entry
                 self._changed.wait(0.5)
             return None
+
+    def _is_free(self, entry: Entry) -> bool:
+        due = self._not_before.get(entry.key, (0.0, 0.0))[0]
+        return entry.key not in self._in_flight and due <= time.time()
 
     def _bring(self, entry: Entry) -> None:
         self._bring_journal()

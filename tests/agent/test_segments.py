@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -142,6 +143,32 @@ def test_a_piece_that_was_begun_survives_a_power_cut(
     sender.start().send_new(soon())
 
     assert sender.bucket.joined("log/") == b"one\nwritten anew\n"
+
+
+def test_a_piece_that_begins_writes_its_own_end_and_nothing_of_the_others(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day has 86,400 of them. An end that was cut short was of a piece that was never sent."""
+    ends = sender.file.with_name("log.ends.pieces")
+    segments = sender.start(first=4)
+    for _ in range(3):
+        sender.write(b"x\n")
+        segments.send_new(soon())
+    assert json.loads(sender.file.with_name("log.pieces").read_text()) == {"first": 4}
+    assert ends.read_bytes() == b"2\n4\n6\n"
+    with ends.open("ab") as file:
+        file.write(b"1")
+    sender.write(b"y\n")
+    again = sender.start(first=99)
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda descriptor, data: 1)
+        with pytest.raises(OSError, match="only 1 of 2 bytes"):
+            again.send_new(soon())
+
+    again.send_new(soon())
+
+    assert sender.bucket.joined("log/") == b"x\nx\nx\ny\n"
+    assert ends.read_bytes() == b"2\n4\n6\n8\n" and again.count == 7
 
 
 def test_a_lost_reply_counts_as_sent(sender: Sender, front: Front) -> None:

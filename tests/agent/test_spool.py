@@ -14,7 +14,7 @@ import pytest
 from gce_backend.agent import spool as spool_module
 from gce_backend.agent.errors import RelayError
 from gce_backend.agent.metadata import MetadataServer
-from gce_backend.agent.spool import Spool
+from gce_backend.agent.spool import Entry, Spool
 from gce_backend.agent.storage import Storage
 from gce_backend.agent.uploader import THREADS, Uploader
 
@@ -189,6 +189,35 @@ def test_the_newest_content_wins_however_slow_the_bucket_is(
     assert bucket.get("a") == b"new 9"
     entry = spool.find(bucket.name, "a")
     assert entry is not None and entry.md5 == hashlib.md5(b"new 9").hexdigest()
+
+
+def test_many_files_are_not_looked_at_with_every_upload(tmp_path: Path) -> None:
+    """Otherwise thousands of small ones take longer to choose among than to upload."""
+    spool, count = Spool(tmp_path), 50
+    for number in range(count):
+        put(spool, f"{number}", b"x")
+    looked = 0
+
+    def is_free(entry: Entry) -> bool:
+        nonlocal looked
+        looked += 1
+        return True
+
+    names = []
+    while (entry := spool.next_pending(is_free)) is not None:
+        names.append(entry.name)
+        spool.mark_done(entry, None)
+
+    assert names == [f"{number}" for number in range(count)] and looked == count
+    assert not spool.is_pending and spool.pending() == []
+    first = spool.find("b", "0")
+    assert first is not None
+    put(spool, "new", b"x")
+    spool.mark_pending(first)
+    put(spool, "new", b"y")
+    assert [entry.name for entry in spool.pending()] == ["0", "new"]
+    assert [entry.name for entry in Spool(tmp_path).pending()] == ["new"]
+    spool.close()
 
 
 def test_a_deleted_artifact_is_deleted_in_the_bucket(
