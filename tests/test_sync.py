@@ -665,9 +665,7 @@ def test_values_of_the_wrong_type_cost_themselves_and_nothing_else(run: SyncedRu
     assert "3" in sync.refused[0].reason and "string" in sync.refused[0].reason
 
 
-def test_what_mlflow_stumbles_over_is_refused_and_what_was_collected_stays(
-    run: SyncedRun,
-) -> None:
+def test_what_mlflow_stumbles_over_is_refused(run: SyncedRun) -> None:
     """Its checks raise more than its own exceptions."""
     store = RunStore(run.uri, run.run_id)
 
@@ -676,6 +674,16 @@ def test_what_mlflow_stumbles_over_is_refused_and_what_was_collected_stays(
 
     with pytest.raises(Refused, match="TypeError: object of type 'float'"):
         store.write(stumble)
+
+
+def test_a_page_in_place_of_the_stores_answer_is_the_store_being_away(run: SyncedRun) -> None:
+    """Of a proxy, which says 200 to it; a record is not to blame."""
+    store = RunStore(run.uri, run.run_id)
+
+    with pytest.raises(TrackingError, match="the tracking store answered no JSON: ") as raised:
+        store.read(lambda: json.loads("<html>"))
+
+    assert raised.value.transient
 
 
 def test_writes_to_a_child_that_somebody_deleted_are_refused_as_one(

@@ -7,12 +7,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from journals import export
 
 from gce_backend import facts
+from gce_backend.agent.errors import ServerAway
+from gce_backend.agent.forward_server import Server
 from gce_backend.agent.refusals import REFUSED_TAG
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission
@@ -243,6 +245,14 @@ def test_a_run_that_was_preempted_is_brought_by_its_next_attempt(
     assert trained.run.info.status == "FINISHED"
     assert export(trained.server.uri, trained.run_id) == as_by_a_client(trained, copy, status)
     _check_files(trained)
+
+
+@pytest.mark.parametrize("page", [b"<html>", b"[1]", b"7"])
+def test_a_page_in_place_of_the_servers_answer_is_the_server_being_away(page: bytes) -> None:
+    server = Server("http://localhost", "1", cast(Any, None))
+
+    with pytest.raises(ServerAway, match="this is not MLflow's answer"):
+        server._judge("GET", "runs/get", 200, page)
 
 
 def test_a_secret_that_may_not_be_read_is_told_and_stops_nothing(
