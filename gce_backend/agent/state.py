@@ -5,6 +5,7 @@ Everything lies in ``$STATE_DIRECTORY/mlflow-gce`` (systemd's name; default ``/v
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -142,7 +143,8 @@ class State:
     def _settle(self) -> None:
         os.sync()
         self.memory.prepared_in = ON_DISK
-        self.save()
+        with contextlib.suppress(OSError):  # a full disk; the next save has it too
+            self.save()
 
     def save(self) -> None:
         """OSError on a disk that is full even without the reserve."""
