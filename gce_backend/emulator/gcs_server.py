@@ -143,7 +143,13 @@ class GcsServer:
             return answer.status, await answer.read()
 
     def _move(self, upload: Upload) -> bool:
-        """Whether the file could be put in place; the bucket is known to exist."""
+        """Whether the file could be put in place; the bucket is known to exist.
+
+        Only a name that is a path below the bucket as it stands; the server knows what it makes
+        of any other.
+        """
+        if not {"", ".", ".."}.isdisjoint(upload.name.split("/")):
+            return False
         place = self._data / upload.bucket / upload.name
         try:
             os.setxattr(upload.file, _ATTRIBUTE, json.dumps(_attributes(upload)).encode())

@@ -44,7 +44,7 @@ class Objects:
 
     async def check_bucket(self, bucket: str) -> None:
         """Raises ApiError 404."""
-        async with self.session.get(f"{self.url}/storage/v1/b/{quote(bucket)}") as answer:
+        async with self.session.get(f"{self.url}/storage/v1/b/{quote(bucket, safe='')}") as answer:
             if answer.status != 200:
                 raise ApiError(404, "notFound", "The specified bucket does not exist.")
 

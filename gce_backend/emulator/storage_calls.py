@@ -5,17 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from .errors import not_emulated
+
+UNKNOWN = "storage.unknown"
 _VERBS = {"GET": "get", "POST": "insert", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
 @dataclass(frozen=True)
 class StorageCall:
-    """``name``: as ``storage.objects.insert``; ``object`` decoded, empty where there is none."""
+    """``name``: as ``storage.objects.insert``; ``object`` decoded, empty where there is none.
+
+    ``source``: bucket and object that a copy is made of.
+    """
 
     name: str
     bucket: str = ""
     object: str = ""
     is_upload: bool = False
+    source: tuple[str, str] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,8 +50,21 @@ def classify(method: str, path: str) -> StorageCall:
             return StorageCall(f"storage.objects.{_VERBS.get(method, 'get')}", bucket, name)
         case ["b", bucket, "o", name, "compose"]:
             return StorageCall("storage.objects.compose", bucket, name)
-        case ["b", _, "o", _, ("copyTo" | "rewriteTo") as verb, "b", bucket, "o", name]:
+        case ["b", where, "o", what, ("copyTo" | "rewriteTo") as verb, "b", bucket, "o", name]:
             kind = "copy" if verb == "copyTo" else "rewrite"
-            return StorageCall(f"storage.objects.{kind}", bucket, name)
+            return StorageCall(f"storage.objects.{kind}", bucket, name, source=(where, what))
         case _:
-            return StorageCall("storage.unknown")
+            return StorageCall(UNKNOWN)
+
+
+def check_path(path: str) -> None:
+    """Objects are files below their bucket's directory, so no name may lead out of it.
+
+    Args:
+        path: a name or a request's path, decoded; Cloud Storage itself takes almost any name.
+
+    Raises:
+        ApiError: 501.
+    """
+    if not {".", ".."}.isdisjoint(path.split("/")):
+        raise not_emulated(f"a name with '.' or '..' between slashes ({path})")

@@ -1,27 +1,29 @@
 """The front before fake-gcs-server: enforces what that server lets pass, and injects faults.
 
-It checks tokens and their scopes, checksums and generation preconditions; gives gcloud what it
-misses (``storageLayout``, ``/resumable/upload/``, 204 for a DELETE); all else is handed through,
-streamed in both directions.
+It checks tokens and their scopes, names, checksums and generation preconditions; gives gcloud
+what it misses (``storageLayout``, ``/resumable/upload/``, 204 for a DELETE); all else of the JSON
+API is handed through, streamed in both directions.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import web
 
 from . import strikes
 from .cloud import Cloud
-from .errors import ApiError, ReplyLost
+from .errors import ApiError, ReplyLost, invalid, not_emulated
 from .faults import Fault
 from .gcs_server import GcsServer
 from .life import Life
 from .objects import Objects, verbatim
-from .storage_calls import StorageCall, classify
+from .storage_calls import UNKNOWN, StorageCall, check_path, classify
 from .tokens import check_scope
 from .upload_calls import UploadCalls
 from .uploads import check_conditions
@@ -73,6 +75,7 @@ class StorageFront:
     async def _answer(self, request: web.BaseRequest, call: StorageCall) -> web.StreamResponse:
         token = self._cloud.tokens.authenticate(request.headers.get("Authorization"))
         check_scope(token, "storage", writes=request.method not in ("GET", "HEAD"))
+        check_path(unquote(request.rel_url.raw_path))
         if call.is_upload and not self._uploads.name(request):
             return await self._route(request, call)  # strikes once the name is read
         names = (call.bucket, f"{call.bucket}/{self._uploads.name(request)}")
@@ -90,18 +93,27 @@ class StorageFront:
     async def _route(self, request: web.BaseRequest, call: StorageCall) -> web.StreamResponse:
         if call.is_upload:
             return await self._uploads.serve(request, call.bucket)
+        if call.name == UNKNOWN and not request.path.startswith("/storage/v1/"):
+            # The server's other doors (batch, forms, its own settings) pass by every check here.
+            raise not_emulated(f"{request.method} {request.path}")
         if call.name == "storage.buckets.getStorageLayout":
             return await self._layout(call.bucket)
         if call.name == "storage.objects.delete":
             return await self._delete(request, call)
+        body = None
+        if call.name == "storage.objects.compose":
+            body = await request.content.read()
+            await self._check_parts(call.bucket, body)
+        elif call.source is not None:
+            await self._check_source(*call.source, _of_source(request.query))
         if call.object and any(name.startswith("if") for name in request.query):
             async with self._objects.lock(call.bucket, call.object):
                 current = await self._objects.current(call.bucket, call.object)
                 if current is not None or request.method != "GET":
                     check_conditions(current, dict(request.query))
                 if request.method != "GET":
-                    return await self._pass_on(request)
-        return await self._pass_on(request)
+                    return await self._pass_on(request, body)
+        return await self._pass_on(request, body)
 
     async def _delete(self, request: web.BaseRequest, call: StorageCall) -> web.StreamResponse:
         async with self._objects.lock(call.bucket, call.object):
@@ -114,6 +126,28 @@ class StorageFront:
                 raise ApiError(404, "notFound", f"No such object: {call.bucket}/{call.object}")
             return await self._pass_on(request)
 
+    async def _check_parts(self, bucket: str, body: bytes) -> None:
+        """What an object is to be composed of."""
+        try:
+            for part in json.loads(body)["sourceObjects"]:
+                check_path(part["name"])
+                conditions = dict(part.get("objectPreconditions", {}))
+                if "generation" in part:
+                    conditions["generation"] = part["generation"]
+                await self._check_source(bucket, part["name"], conditions)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise invalid("A compose request needs sourceObjects with names.") from error
+
+    async def _check_source(self, bucket: str, name: str, conditions: dict[str, Any]) -> None:
+        """An object that is to be copied: as ``conditions``, and its ``generation``, want it."""
+        if not conditions:
+            return
+        current = await self._objects.current(bucket, name)
+        wanted = conditions.get("generation")
+        if current is None or (wanted is not None and str(wanted) != str(current["generation"])):
+            raise ApiError(404, "notFound", f"No such object: {bucket}/{name}")
+        check_conditions(current, {key: str(value) for key, value in conditions.items()})
+
     async def _layout(self, bucket: str) -> web.Response:
         await self._objects.check_bucket(bucket)
         layout = {
@@ -125,14 +159,22 @@ class StorageFront:
         }
         return web.json_response(layout)
 
-    async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Hand the request through and the answer back, neither held in memory."""
+    async def _pass_on(
+        self, request: web.BaseRequest, text: bytes | None = None
+    ) -> web.StreamResponse:
+        """Hand the request through and the answer back, neither held in memory.
+
+        Args:
+            text: the request's body, where it has been read already.
+        """
         headers = [
             (name, value)
             for name, value in request.headers.items()
             if name.lower() not in _HOP_HEADERS
         ]
-        body = request.content.iter_chunked(_PIECE) if request.can_read_body else None
+        body: Any = text
+        if text is None and request.can_read_body:
+            body = request.content.iter_chunked(_PIECE)
         async with self._objects.session.request(
             request.method,
             verbatim(self._objects.url + request.rel_url.raw_path_qs),
@@ -156,6 +198,15 @@ class StorageFront:
                     await answer.write(piece)
             await answer.write_eof()
             return answer
+
+
+def _of_source(query: Mapping[str, str]) -> dict[str, Any]:
+    """``ifSourceGenerationMatch`` and its like, as preconditions on the source alone."""
+    return {
+        name.replace("ifSource", "if").replace("sourceG", "g"): value
+        for name, value in query.items()
+        if name.startswith(("ifSource", "sourceGeneration"))
+    }
 
 
 async def _short(

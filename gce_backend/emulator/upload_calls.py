@@ -13,6 +13,7 @@ from . import strikes
 from .errors import ApiError, invalid
 from .faults import Fault
 from .objects import Objects
+from .storage_calls import check_path
 from .uploads import MultipartBody, Upload
 
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
@@ -142,6 +143,7 @@ class UploadCalls:
         """Now that the metadata are read: is there a name, and a fault for it?"""
         if not upload.name:
             raise ApiError(400, "required", "Required parameter: name")
+        check_path(upload.name)
         if "name" in upload.query:
             return None  # has struck before
         names = (upload.bucket, f"{upload.bucket}/{upload.name}")
