@@ -18,7 +18,7 @@ from .cloud import PROJECT_NUMBER, Cloud
 from .discovery import document
 from .errors import ApiError, invalid, not_emulated, not_found
 from .life import Life
-from .lists import partial
+from .lists import selection
 from .methods import METHODS
 from .methods.arguments import Arguments
 from .names import last
@@ -149,14 +149,15 @@ class Api:
         method = METHODS.get(identifier)
         if method is None:
             raise not_emulated(f"compute.{identifier}")
+        fields = request.query.get("fields")
+        kept = selection(fields) if fields else None
         arguments = Arguments(params, request.query, body)
         fault = self._cloud.faults.take_answer(identifier, *_names(arguments))
         await strikes.before(fault, self._cloud.clock)
         self._check_project(arguments, identifier)
         answer = await method(self._cloud, arguments)
         strikes.after(fault)
-        fields = request.query.get("fields")
-        return partial(answer, fields) if fields else answer
+        return kept(answer) if kept else answer
 
     def _check_project(self, arguments: Arguments, identifier: str) -> None:
         project = arguments.params.get("project")

@@ -93,7 +93,8 @@ class Cloud:
         self.by_address: dict[str, Life] = {}
         self.disks: dict[tuple[str, str], dict[str, Any]] = {}  # (zone, name)
         self.operations: OrderedDict[str, Operation] = OrderedDict()
-        self.requests: dict[tuple[str, str], Operation] = {}  # (method and path, requestId)
+        # (method and path, requestId) -> what began the operation
+        self.requests: dict[tuple[str, str], asyncio.Task[Operation]] = {}
         self.calls: list[Call] = []
         self.addresses = addresses()
         self.handlers: Handlers | None = None  # set once the services listen

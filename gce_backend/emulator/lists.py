@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .errors import invalid_field
@@ -94,12 +94,19 @@ def _decoded(token: str) -> int:
     raise invalid_field("pageToken", token, "Invalid page token.")
 
 
-def partial(answer: Any, fields: str) -> Any:
-    """What ``fields`` (``items(id,name),nextPageToken``, ``a/b``, ``*``) keeps of an answer."""
-    tree, rest = _field_tree(fields)
-    if rest:
-        raise invalid_field("fields", fields, "Invalid field selection.")
-    return _kept(answer, tree)
+def selection(fields: str) -> Callable[[Any], Any]:
+    """What ``fields`` (``items(id,name),nextPageToken``, ``a/b``, ``*``) keeps of an answer.
+
+    Raises:
+        ApiError: 400, it cannot be read.
+    """
+    try:
+        tree, rest = _field_tree(fields)
+        if rest:
+            raise ValueError(rest)
+    except (RecursionError, ValueError) as error:
+        raise invalid_field("fields", fields, "Invalid field selection.") from error
+    return lambda answer: _kept(answer, tree)
 
 
 def _field_tree(text: str) -> tuple[dict[str, Any], str]:
@@ -116,10 +123,14 @@ def _field(text: str) -> tuple[str, dict[str, Any], str]:
     """The first of a list of fields, such as ``a/*/b(c,d)``: name, what is below, unread rest."""
     end = next((at for at, char in enumerate(text) if char in ",/()"), len(text))
     name, text = text[:end].strip(), text[end:]
+    if not name:
+        raise ValueError(text)
     inner: dict[str, Any] = {}
     if text.startswith("("):
         inner, text = _field_tree(text[1:])
-        text = text.removeprefix(")")
+        if not text.startswith(")"):
+            raise ValueError(text)
+        text = text[1:]
     elif text.startswith("/"):
         below, tree, text = _field(text[1:])
         inner = {below: tree}

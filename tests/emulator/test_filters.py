@@ -4,7 +4,7 @@ import pytest
 
 from gce_backend.emulator.errors import ApiError
 from gce_backend.emulator.filters import compile_filter
-from gce_backend.emulator.lists import partial, select
+from gce_backend.emulator.lists import select, selection
 
 VM = {
     "name": "train-1",
@@ -73,4 +73,4 @@ def test_pages_together_are_the_whole_list() -> None:
     ],
 )
 def test_fields_keep_what_they_name(fields: str, expected: object) -> None:
-    assert partial(VM, fields) == expected
+    assert selection(fields)(VM) == expected

@@ -100,60 +100,40 @@ def _operation(cloud: Cloud, life: Life, kind: str, arguments: Arguments) -> Ope
 
 
 def _changing(
-    kind: str, method: str, effect: Callable[[Life, Arguments], Awaitable[None]]
+    kind: str,
+    method: str,
+    effect: Callable[[Life], Awaitable[None]],
+    check: Callable[[Instance], None] | None = None,
 ) -> Method:
-    """A method that finds the instance, changes it in the background, answers the operation."""
+    """A method that finds the instance, changes it in the background, answers the operation.
+
+    Args:
+        check: raises ApiError where the instance is not to be changed so.
+    """
 
     async def change(cloud: Cloud, arguments: Arguments) -> Resource:
         life = find(cloud, arguments)
+        if check is not None:
+            check(life.instance)
         operation = _operation(cloud, life, kind, arguments)
-        cloud.carry_out(operation, method, life.instance.names, lambda: effect(life, arguments))
+        cloud.carry_out(operation, method, life.instance.names, lambda: effect(life))
         return operation.resource()
 
     change.__qualname__ = method
     return once(change)
 
 
-async def _delete(life: Life, arguments: Arguments) -> None:
-    await life.delete()
-
-
-async def _stop(life: Life, arguments: Arguments) -> None:
-    await life.stop()
-
-
-async def _reset(life: Life, arguments: Arguments) -> None:
-    await life.reset()
-
-
-async def _maintain(life: Life, arguments: Arguments) -> None:
-    await life.maintain()
-
-
-_delete_it = _changing("delete", "instances.delete", _delete)
-_stop_it = _changing("stop", "instances.stop", _stop)
-_reset_it = _changing("reset", "instances.reset", _reset)
-
-
-async def delete(cloud: Cloud, arguments: Arguments) -> Resource:
-    instance = find(cloud, arguments).instance
+def _check_unprotected(instance: Instance) -> None:
     if instance.body.get("deletionProtection"):
         raise invalid(
             f"Invalid resource usage: 'Resource cannot be deleted if it's protected against "
             f"deletion. Resource: '{instance.path}'."
         )
-    return await _delete_it(cloud, arguments)
 
 
-async def stop(cloud: Cloud, arguments: Arguments) -> Resource:
-    return await _stop_it(cloud, arguments)
-
-
-async def reset(cloud: Cloud, arguments: Arguments) -> Resource:
-    instance = find(cloud, arguments).instance
+def _check_running(instance: Instance) -> None:
     if instance.status is not Status.RUNNING:
         raise not_ready(instance.path)
-    return await _reset_it(cloud, arguments)
 
 
 @once
@@ -207,24 +187,18 @@ async def set_labels(cloud: Cloud, arguments: Arguments) -> Resource:
     return operation.resource()
 
 
-async def simulate_maintenance_event(cloud: Cloud, arguments: Arguments) -> Resource:
-    instance = find(cloud, arguments).instance
-    if instance.status is not Status.RUNNING:
-        raise not_ready(instance.path)
-    return await _maintain_it(cloud, arguments)
-
-
-_maintain_it = _changing(
-    "compute.instances.simulateMaintenanceEvent", "instances.simulateMaintenanceEvent", _maintain
-)
-
 METHODS: dict[str, Method] = {
     "instances.insert": insert,
-    "instances.delete": delete,
-    "instances.stop": stop,
+    "instances.delete": _changing("delete", "instances.delete", Life.delete, _check_unprotected),
+    "instances.stop": _changing("stop", "instances.stop", Life.stop),
     "instances.start": start,
-    "instances.reset": reset,
+    "instances.reset": _changing("reset", "instances.reset", Life.reset, _check_running),
     "instances.setMetadata": set_metadata,
     "instances.setLabels": set_labels,
-    "instances.simulateMaintenanceEvent": simulate_maintenance_event,
+    "instances.simulateMaintenanceEvent": _changing(
+        "compute.instances.simulateMaintenanceEvent",
+        "instances.simulateMaintenanceEvent",
+        Life.maintain,
+        _check_running,
+    ),
 }

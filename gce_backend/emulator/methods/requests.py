@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from functools import wraps
 from typing import Any
 
 from ..cloud import Cloud
 from ..errors import invalid_field
+from ..operations import Operation
 from .arguments import Arguments, Method
 
 
@@ -27,8 +29,18 @@ def once(method: Method) -> Method:
             raise invalid_field("requestId", given, "Must be a valid UUID other than zero.")
         key = (method.__qualname__ + repr(sorted(arguments.params.items())), given)
         if key not in cloud.requests:
-            answer = await method(cloud, arguments)
-            cloud.requests[key] = cloud.operations[answer["name"]]
-        return cloud.requests[key].resource()
+            # A task, at once: the same request may come again before this one is through.
+            cloud.requests[key] = asyncio.create_task(_operation(cloud, method, arguments))
+        try:
+            operation = await asyncio.shield(cloud.requests[key])
+        except Exception:
+            cloud.requests.pop(key, None)  # it had no effect, so it may be made again
+            raise
+        return operation.resource()
 
     return wrapped
+
+
+async def _operation(cloud: Cloud, method: Method, arguments: Arguments) -> Operation:
+    answer = await method(cloud, arguments)
+    return cloud.operations[answer["name"]]
