@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
@@ -19,7 +21,18 @@ from .uploads import MultipartBody, Upload
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 _PIECE = 256 * 1024
 
+_FINISHED = 1000  # uploads whose answer is kept
+
 Strike = Callable[[str, tuple[str, ...]], Awaitable[Fault | None]]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A resumable upload that has become the object ``name``, and the answer that said so."""
+
+    name: str
+    status: int
+    body: bytes
 
 
 class UploadCalls:
@@ -35,10 +48,15 @@ class UploadCalls:
         self._spool = spool
         self._strike = strike
         self._uploads: dict[str, Upload] = {}
+        # Whose last reply may have been lost, the newest last; see `_again`.
+        self._finished: OrderedDict[str, _Finished] = OrderedDict()
 
     def name(self, request: web.BaseRequest) -> str:
         """The object, where it is in the query or known from the session."""
-        upload = self._uploads.get(request.query.get("upload_id", ""))
+        identifier = request.query.get("upload_id", "")
+        if identifier in self._finished:
+            return self._finished[identifier].name
+        upload = self._uploads.get(identifier)
         return upload.name if upload else request.query.get("name", "")
 
     async def serve(self, request: web.BaseRequest, bucket: str) -> web.StreamResponse:
@@ -61,9 +79,9 @@ class UploadCalls:
                 upload.metadata = {"contentType": request.content_type}
                 fault = await self._check_named(upload)
                 await upload.receive(aiter(pieces))
-            answer = await self._finish(request, upload)
+            status, answer = await self._finish(request, upload)
             strikes.after(fault)
-            return answer
+            return _json(status, answer)
         finally:
             upload.discard()
 
@@ -87,6 +105,8 @@ class UploadCalls:
 
     async def _continue(self, request: web.BaseRequest, identifier: str) -> web.StreamResponse:
         """A chunk of a resumable upload, or the question how much has arrived."""
+        if identifier in self._finished and request.method != "DELETE":
+            return await self._again(request, identifier)
         upload = self._uploads.get(identifier)
         if upload is None:
             raise ApiError(404, "notFound", f"Upload {identifier} was not found")
@@ -105,9 +125,20 @@ class UploadCalls:
             return self._incomplete(upload)
         del self._uploads[identifier]
         try:
-            return await self._finish(request, upload)
+            status, body = await self._finish(request, upload)
         finally:
             upload.discard()
+        self._finished[identifier] = _Finished(upload.name, status, body)
+        if len(self._finished) > _FINISHED:
+            self._finished.popitem(last=False)
+        return _json(status, body)
+
+    async def _again(self, request: web.BaseRequest, identifier: str) -> web.Response:
+        """What the last chunk was answered with, for a client that did not hear it."""
+        async for _ in request.content.iter_chunked(_PIECE):
+            pass
+        finished = self._finished[identifier]
+        return _json(finished.status, finished.body)
 
     def _range(self, request: web.BaseRequest, upload: Upload) -> tuple[int | None, int | None]:
         """(first byte of the chunk, size of the whole); None: no chunk, not known yet."""
@@ -134,10 +165,9 @@ class UploadCalls:
             headers["Range"] = f"bytes=0-{upload.size - 1}"
         return web.Response(status=308, reason="Resume Incomplete", headers=headers)
 
-    async def _finish(self, request: web.BaseRequest, upload: Upload) -> web.Response:
+    async def _finish(self, request: web.BaseRequest, upload: Upload) -> tuple[int, bytes]:
         upload.check(request.headers.get("X-Goog-Hash", ""))
-        status, body = await self._objects.store(upload)
-        return web.Response(status=status, body=body, content_type="application/json")
+        return await self._objects.store(upload)
 
     async def _check_named(self, upload: Upload) -> Fault | None:
         """Now that the metadata are read: is there a name, and a fault for it?"""
@@ -148,3 +178,7 @@ class UploadCalls:
             return None  # has struck before
         names = (upload.bucket, f"{upload.bucket}/{upload.name}")
         return await self._strike("storage.objects.insert", names)
+
+
+def _json(status: int, body: bytes) -> web.Response:
+    return web.Response(status=status, body=body, content_type="application/json")
