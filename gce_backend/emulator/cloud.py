@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .calls import Call, Service
 from .clock import Clock
 from .doors import Handlers, addresses
+from .errors import ApiError
 from .faults import Fault, FaultKind, Faults, operation_error
 from .limits import Limits
 from .names import fingerprint
@@ -174,6 +175,7 @@ class Cloud:
         """Let ``operation`` take its course in the background, spoiled by a fault if one is set.
 
         Args:
+            effect: an ApiError that it raises becomes the operation's own.
             undo: what a failure takes back (an insert that finds no capacity leaves nothing).
         """
         self.spawn(self._carry_out(operation, method, names, effect, undo))
@@ -203,6 +205,8 @@ class Cloud:
             await effect()
         except InstanceVanished:
             operation.finish(_vanished(operation.target))
+        except ApiError as error:
+            operation.finish(error.in_operation())
         except Exception:
             log.exception("operation %s on %s failed", operation.name, operation.target)
             operation.finish(_internal_error())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from http import HTTPStatus
 from typing import Any
 
 
@@ -42,6 +44,15 @@ class ApiError(Exception):
             error["details"] = self.details
         return {"error": error}
 
+    def in_operation(self) -> dict[str, Any]:
+        """The same as an operation tells it: ``error`` and its companions."""
+        code = re.sub("(?=[A-Z])", "_", self.reason).upper()
+        return {
+            "error": {"errors": [{"code": code, "message": self.message}]},
+            "httpErrorStatusCode": self.code,
+            "httpErrorMessage": HTTPStatus(self.code).phrase.upper(),
+        }
+
 
 class ReplyLost(Exception):
     """The connection is to be cut without an answer."""
@@ -69,11 +80,19 @@ def already_exists(resource: str) -> ApiError:
     return ApiError(409, "alreadyExists", f"The resource '{resource}' already exists")
 
 
-def condition_not_met(field: str) -> ApiError:
-    """A stale fingerprint."""
-    return ApiError(
-        412, "conditionNotMet", f"Supplied fingerprint does not match current {field} fingerprint."
-    )
+def check_current(field: str, supplied: str | None, current: str) -> None:
+    """A change is of what its author has read. Checked at the call and again in the operation,
+    where another change may have been faster (as in cloudfoundry/bosh-google-cpi-release#159).
+
+    Raises:
+        ApiError: 412, the fingerprint is a stale one.
+    """
+    if supplied != current:
+        raise ApiError(
+            412,
+            "conditionNotMet",
+            f"Supplied fingerprint does not match current {field} fingerprint.",
+        )
 
 
 def not_ready(resource: str) -> ApiError:

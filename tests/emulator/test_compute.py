@@ -10,7 +10,7 @@ import pytest
 import requests
 from discovery import check_answers, methods
 
-from gce_backend.emulator import Emulator
+from gce_backend.emulator import Emulator, Fault
 
 from .conftest import ZONE, Api, body
 
@@ -108,6 +108,59 @@ def test_a_stale_fingerprint_is_a_412(
 
     assert fresh.status_code == 200
     assert reason(stale) == (412, "conditionNotMet")
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "field", "changes"),
+    [
+        (
+            f"zones/{ZONE}/instances/vm/setMetadata",
+            "metadata.fingerprint",
+            "fingerprint",
+            [{"items": [{"key": "a", "value": value}]} for value in "12"],
+        ),
+        (
+            f"zones/{ZONE}/instances/vm/setLabels",
+            "labelFingerprint",
+            "labelFingerprint",
+            [{"labels": {"a": value}} for value in "12"],
+        ),
+        (
+            "setCommonInstanceMetadata",
+            "commonInstanceMetadata.fingerprint",
+            "fingerprint",
+            [{"items": [{"key": "a", "value": value}]} for value in "12"],
+        ),
+    ],
+)
+def test_of_two_changes_of_the_same_state_one_fails(
+    emulator: Emulator, api: Api, path: str, key: str, field: str, changes: list[dict[str, Any]]
+) -> None:
+    api.create()
+    before = requests.get(
+        api.base if "/" not in path else f"{api.base}/{path.rpartition('/')[0]}", timeout=30
+    )
+    current: Any = before.json()
+    for part in key.split("."):
+        current = current[part]
+    emulator.inject(Fault("operation_slow", "*.set*", times=2, seconds=3600))
+    begun = [
+        requests.post(f"{api.base}/{path}", json={**change, field: current}, timeout=30).json()
+        for change in changes
+    ]
+    emulator.advance(3600)
+    place = f"zones/{ZONE}" if "/" in path else "global"
+    first, second = (
+        requests.post(f"{api.base}/{place}/operations/{each['name']}/wait", timeout=60).json()
+        for each in begun
+    )
+
+    assert "error" not in first
+    assert second["error"]["errors"][0]["code"] == "CONDITION_NOT_MET"
+    assert (second["httpErrorStatusCode"], second["httpErrorMessage"]) == (
+        412,
+        "PRECONDITION FAILED",
+    )
 
 
 def test_stop_and_start(api: Api) -> None:

@@ -9,7 +9,7 @@ from .. import catalog, inserts, schema
 from ..clock import rfc3339
 from ..cloud import Cloud
 from ..doors import open_doors
-from ..errors import already_exists, condition_not_met, invalid, not_ready
+from ..errors import already_exists, check_current, invalid, not_ready
 from ..images import Image
 from ..instances import Instance, Status
 from ..life import Life
@@ -156,13 +156,13 @@ async def start(cloud: Cloud, arguments: Arguments) -> Resource:
 async def set_metadata(cloud: Cloud, arguments: Arguments) -> Resource:
     life = find(cloud, arguments)
     body = schema.check("Metadata", arguments.body)
-    if body.get("fingerprint") != life.instance.metadata_fingerprint:
-        raise condition_not_met("metadata")
+    check_current("metadata", body.get("fingerprint"), life.instance.metadata_fingerprint)
     items = body.get("items", [])
     check_metadata(items)
     operation = _operation(cloud, life, "setMetadata", arguments)
 
     async def effect() -> None:
+        check_current("metadata", body["fingerprint"], life.instance.metadata_fingerprint)
         life.instance.metadata = {item["key"]: item.get("value", "") for item in items}
         await life.metadata_changed()
 
@@ -174,13 +174,13 @@ async def set_metadata(cloud: Cloud, arguments: Arguments) -> Resource:
 async def set_labels(cloud: Cloud, arguments: Arguments) -> Resource:
     life = find(cloud, arguments)
     body = schema.check("InstancesSetLabelsRequest", arguments.body)
-    if body.get("labelFingerprint") != life.instance.label_fingerprint:
-        raise condition_not_met("labels")
+    check_current("labels", body.get("labelFingerprint"), life.instance.label_fingerprint)
     labels = body.get("labels", {})
     check_labels(labels)
     operation = _operation(cloud, life, "setLabels", arguments)
 
     async def effect() -> None:
+        check_current("labels", body["labelFingerprint"], life.instance.label_fingerprint)
         life.instance.labels = dict(labels)
 
     cloud.carry_out(operation, "instances.setLabels", life.instance.names, effect)

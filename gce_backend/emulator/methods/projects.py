@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import schema
 from ..cloud import PROJECT_NUMBER, Cloud
-from ..errors import condition_not_met
+from ..errors import check_current
 from ..inserts import DEFAULT_ACCOUNT
 from ..names import check_metadata, url
 from .arguments import Arguments, Method
@@ -36,8 +36,9 @@ async def get(cloud: Cloud, arguments: Arguments) -> dict[str, Any]:
 async def set_common_instance_metadata(cloud: Cloud, arguments: Arguments) -> dict[str, Any]:
     body = schema.check("Metadata", arguments.body)
     metadata = cloud.project_metadata
-    if body.get("fingerprint") not in (None, "", metadata.fingerprint):
-        raise condition_not_met("metadata")
+    supplied = body.get("fingerprint")
+    if supplied:
+        check_current("metadata", supplied, metadata.fingerprint)
     items = body.get("items", [])
     check_metadata(items)
     project = cloud.settings.project
@@ -50,6 +51,8 @@ async def set_common_instance_metadata(cloud: Cloud, arguments: Arguments) -> di
     )
 
     async def effect() -> None:
+        if supplied:
+            check_current("metadata", supplied, metadata.fingerprint)
         metadata.items = {item["key"]: item.get("value", "") for item in items}
         for life in list(cloud.lives.values()):
             await life.metadata_changed()
