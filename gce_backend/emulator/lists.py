@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import invalid_field
@@ -14,14 +16,39 @@ from .names import url
 Resource = dict[str, Any]
 
 
-def page(kind: str, path: str, resources: Iterable[Resource], query: Mapping[str, str]) -> Resource:
+@dataclass(frozen=True)
+class Order:
+    """How a list is ordered, within its scope; ``key`` tells any two resources apart."""
+
+    key: Callable[[Resource], str]
+    descending: bool = False
+
+    def reaches(self, key: str, other: str) -> bool:
+        """Whether ``key`` comes before ``other``, or is the same."""
+        return key >= other if self.descending else key <= other
+
+
+BY_NAME = Order(lambda resource: str(resource.get("name")))
+_YOUNGEST_FIRST = Order(
+    lambda resource: f"{resource.get('creationTimestamp')} {resource.get('name')}", True
+)
+
+
+def page(
+    kind: str,
+    path: str,
+    resources: Iterable[Resource],
+    query: Mapping[str, str],
+    order: Order = BY_NAME,
+) -> Resource:
     """One page of a plain list; ``kind`` without ``compute#``, ``path`` from ``projects/`` on."""
-    chosen, token = select(resources, query)
+    chosen, token = select({"": resources}, query, order)
+    items = [resource for _, resource in chosen]
     return {
         "kind": f"compute#{kind}",
         "id": path,
         "selfLink": url(path),
-        **({"items": chosen} if chosen else {}),
+        **({"items": items} if items else {}),
         **({"nextPageToken": token} if token else {}),
     }
 
@@ -32,11 +59,10 @@ def aggregated(
     collection: str,
     by_scope: Mapping[str, list[Resource]],
     query: Mapping[str, str],
+    order: Order = BY_NAME,
 ) -> Resource:
     """An aggregated list: every scope is there, an empty one with a warning, as the API does."""
-    flat = [(scope, resource) for scope in by_scope for resource in by_scope[scope]]
-    scope_of = {id(resource): scope for scope, resource in flat}
-    chosen, token = select([resource for _, resource in flat], query)
+    chosen, token = select(by_scope, query, order)
     items: dict[str, Resource] = {
         scope: {
             "warning": {
@@ -47,10 +73,9 @@ def aggregated(
         }
         for scope in by_scope
     }
-    for resource in chosen:
-        scoped = items[scope_of[id(resource)]]
-        scoped.pop("warning", None)
-        scoped.setdefault(collection, []).append(resource)
+    for scope, resource in chosen:
+        items[scope].pop("warning", None)
+        items[scope].setdefault(collection, []).append(resource)
     return {
         "kind": f"compute#{kind}",
         "id": path,
@@ -61,37 +86,52 @@ def aggregated(
 
 
 def select(
-    resources: Iterable[Resource], query: Mapping[str, str]
-) -> tuple[list[Resource], str | None]:
-    """The resources of the page asked for, and the token of the next one."""
+    by_scope: Mapping[str, Iterable[Resource]], query: Mapping[str, str], order: Order = BY_NAME
+) -> tuple[list[tuple[str, Resource]], str | None]:
+    """The page asked for, as (scope, resource), and the token of the next one.
+
+    A token names the last resource it has seen, so a page skips nothing and repeats nothing when
+    resources come and go between pages, that one included.
+    """
     matches = compile_filter(query.get("filter", ""))
-    chosen = [resource for resource in resources if matches(resource)]
-    if query.get("orderBy") == "creationTimestamp desc":
-        chosen.sort(key=lambda resource: str(resource.get("creationTimestamp")), reverse=True)
-    start = _decoded(query.get("pageToken", ""))
+    if query.get("orderBy") == "creationTimestamp desc" and order is BY_NAME:
+        order = _YOUNGEST_FIRST
+    last = _decoded(query.get("pageToken", ""))
     limit = _limit(query.get("maxResults", "500"))
-    after = chosen[start:]
+    after = [
+        (scope, resource)
+        for scope in sorted(by_scope)
+        for resource in sorted(by_scope[scope], key=order.key, reverse=order.descending)
+        if matches(resource) and not _seen(scope, order.key(resource), last, order)
+    ]
     if len(after) <= limit:
         return after, None
-    return after[:limit], base64.urlsafe_b64encode(f"offset={start + limit}".encode()).decode()
+    scope, resource = after[limit - 1]
+    text = json.dumps([scope, order.key(resource)])
+    return after[:limit], base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _seen(scope: str, key: str, last: tuple[str, str] | None, order: Order) -> bool:
+    if last is None:
+        return False
+    return scope < last[0] or (scope == last[0] and order.reaches(key, last[1]))
 
 
 def _limit(text: str) -> int:
-    if not text.isdigit() or int(text) > 500:
+    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > 500:
         raise invalid_field("maxResults", text, "Must be between 0 and 500.")
     return int(text) or 500
 
 
-def _decoded(token: str) -> int:
+def _decoded(token: str) -> tuple[str, str] | None:
+    """(scope, key) of the last resource of the page before."""
     if not token:
-        return 0
+        return None
     try:
-        name, _, number = base64.urlsafe_b64decode(token).decode().partition("=")
-        if name == "offset":
-            return int(number)
-    except (binascii.Error, ValueError):
-        pass
-    raise invalid_field("pageToken", token, "Invalid page token.")
+        scope, key = json.loads(base64.urlsafe_b64decode(token))
+    except (TypeError, ValueError) as error:  # of base64 and of JSON, too
+        raise invalid_field("pageToken", token, "Invalid page token.") from error
+    return str(scope), str(key)
 
 
 def selection(fields: str) -> Callable[[Any], Any]:

@@ -133,6 +133,6 @@ class Operation:
 
 
 def _suffix(clock: Clock) -> str:
-    """The form of the real ones: milliseconds, then random hexadecimals."""
-    random = secrets.token_hex(14)
-    return f"{int(clock.now() * 1000)}-{random[:13]}-{random[13:21]}-{random[21:]}"
+    """The form of the real ones: milliseconds, microseconds as hexadecimals, then random ones."""
+    now, random = clock.now(), secrets.token_hex(8)
+    return f"{int(now * 1000)}-{int(now * 1e6):013x}-{random[:8]}-{random[8:]}"

@@ -50,17 +50,55 @@ def test_an_unreadable_filter_is_a_400(text: str) -> None:
     assert caught.value.code == 400
 
 
-def test_pages_together_are_the_whole_list() -> None:
-    items = [{"name": f"vm-{number}"} for number in range(7)]
+def pages(
+    by_scope: dict[str, list[dict[str, str]]], *, lose: bool = False, **query: str
+) -> list[list[tuple[str, str]]]:
+    """All pages, by scope and name; ``lose``: what a page ends with is gone at the next."""
     found, token = [], ""
     while True:
-        page, following = select(items, {"maxResults": "3", "pageToken": token})
-        found += page
+        page, following = select(by_scope, {"maxResults": "3", "pageToken": token, **query})
+        found.append([(scope, resource["name"]) for scope, resource in page])
         if following is None:
-            break
+            return found
         token = following
+        if lose:
+            by_scope[page[-1][0]].remove(page[-1][1])
 
-    assert found == items
+
+@pytest.mark.parametrize("lose", [False, True])
+def test_pages_together_are_the_whole_list(lose: bool) -> None:
+    by_scope = {
+        scope: [{"name": f"vm-{number}"} for number in range(count)]
+        for scope, count in (("zones/a", 4), ("zones/b", 0), ("zones/c", 3))
+    }
+    whole = [(scope, each["name"]) for scope in by_scope for each in by_scope[scope]]
+
+    assert [len(page) for page in pages(by_scope, lose=lose)] == [3, 3, 1]
+    assert lose or [each for page in pages(by_scope) for each in page] == whole
+
+
+def test_the_youngest_come_first_when_asked_for_even_when_some_go() -> None:
+    machines = [
+        {"name": f"vm-{number}", "creationTimestamp": f"2026-01-0{number % 3 + 1}"}
+        for number in range(7)
+    ]
+    found = pages({"": machines}, lose=True, orderBy="creationTimestamp desc")
+
+    assert [name for page in found for _, name in page] == [
+        *("vm-5", "vm-2", "vm-4", "vm-1", "vm-6", "vm-3", "vm-0")
+    ]
+
+
+@pytest.mark.parametrize("token", ["b2Zmc2V0PTI=", "x", "WzFd", "ü"])
+def test_a_page_token_of_nobody_is_a_400(token: str) -> None:
+    with pytest.raises(ApiError, match="pageToken"):
+        select({}, {"pageToken": token})
+
+
+@pytest.mark.parametrize("limit", ["501", "-1", "²", "x", ""])
+def test_a_page_of_no_size_is_a_400(limit: str) -> None:
+    with pytest.raises(ApiError, match="maxResults"):
+        select({}, {"maxResults": limit})
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def _path(cloud: Cloud, zone: str, name: str) -> str:
 
 
 def _of_zone(cloud: Cloud, zone: str) -> list[Resource]:
-    return [_shown(cloud, *key) for key in sorted(cloud.disks) if key[0] == zone]
+    return [_shown(cloud, *key) for key in cloud.disks if key[0] == zone]
 
 
 async def get(cloud: Cloud, arguments: Arguments) -> Resource:

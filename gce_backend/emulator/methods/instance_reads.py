@@ -41,18 +41,14 @@ async def get(cloud: Cloud, arguments: Arguments) -> Resource:
 
 async def list_(cloud: Cloud, arguments: Arguments) -> Resource:
     zone = (await get_zone(cloud, arguments))["name"]
-    found = [
-        life.instance.resource()
-        for (where, _), life in sorted(cloud.lives.items())
-        if where == zone
-    ]
+    found = [life.instance.resource() for (where, _), life in cloud.lives.items() if where == zone]
     path = f"projects/{cloud.settings.project}/zones/{zone}/instances"
     return page("instanceList", path, found, arguments.query)
 
 
 async def aggregated_list(cloud: Cloud, arguments: Arguments) -> Resource:
     by_scope: dict[str, list[Resource]] = {f"zones/{zone}": [] for zone in catalog.zones()}
-    for (zone, _), life in sorted(cloud.lives.items()):
+    for (zone, _), life in cloud.lives.items():
         by_scope[f"zones/{zone}"].append(life.instance.resource())
     path = f"projects/{cloud.settings.project}/aggregated/instances"
     return aggregated("instanceAggregatedList", path, "instances", by_scope, arguments.query)

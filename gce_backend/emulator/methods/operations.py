@@ -6,11 +6,13 @@ from typing import Any
 
 from ..cloud import Cloud
 from ..errors import ApiError, not_found
-from ..lists import aggregated, page
+from ..lists import Order, aggregated, page
 from ..operations import Operation
 from .arguments import Arguments, Method
 
 _WAIT_SECONDS = 120.0  # "waits for no more than the 2 minutes", zoneOperations.wait
+# By the times in their names, whatever these begin with.
+_NEWEST_FIRST = Order(lambda operation: str(operation["name"]).partition("-")[2], descending=True)
 
 Resource = dict[str, Any]
 
@@ -52,22 +54,23 @@ async def delete(cloud: Cloud, arguments: Arguments) -> Resource:
     return {}
 
 
-def _newest_first(cloud: Cloud, scope: str) -> list[Resource]:
-    found = [each.resource() for each in cloud.operations.values() if each.scope == scope]
-    return found[::-1]
+def _of_scope(cloud: Cloud, scope: str) -> list[Resource]:
+    return [each.resource() for each in cloud.operations.values() if each.scope == scope]
 
 
 async def list_(cloud: Cloud, arguments: Arguments) -> Resource:
     scope = _scope(arguments)
     path = f"projects/{cloud.settings.project}/{scope}/operations"
-    return page("operationList", path, _newest_first(cloud, scope), arguments.query)
+    return page("operationList", path, _of_scope(cloud, scope), arguments.query, _NEWEST_FIRST)
 
 
 async def aggregated_list(cloud: Cloud, arguments: Arguments) -> Resource:
     scopes = sorted({operation.scope for operation in cloud.operations.values()})
-    by_scope = {scope: _newest_first(cloud, scope) for scope in scopes}
+    by_scope = {scope: _of_scope(cloud, scope) for scope in scopes}
     path = f"projects/{cloud.settings.project}/aggregated/operations"
-    return aggregated("operationAggregatedList", path, "operations", by_scope, arguments.query)
+    return aggregated(
+        "operationAggregatedList", path, "operations", by_scope, arguments.query, _NEWEST_FIRST
+    )
 
 
 _EACH: dict[str, Method] = {"get": get, "list": list_, "wait": wait, "delete": delete}
