@@ -20,6 +20,7 @@ from .os_login_calls import OsLoginCalls
 from .permissions import Permissions
 from .secret_manager import SecretManager
 from .storage_front import StorageFront
+from .visitors import refusal
 
 _POWER = "/_emulator/power/"
 
@@ -37,6 +38,8 @@ class Services:
         self._control = Control(cloud, self.secrets)
 
     async def compute(self, request: web.BaseRequest) -> web.StreamResponse:
+        if (refused := refusal(request)) is not None:
+            return refused
         caller = self._caller(request)
         if request.path.startswith("/_emulator/"):
             return await self._control.handle(request)
@@ -79,6 +82,8 @@ class Services:
         return web.Response(body=body, headers={"Content-Type": kind})
 
     async def storage(self, request: web.BaseRequest) -> web.StreamResponse:
+        if (refused := refusal(request)) is not None:
+            return refused
         caller = self._caller(request)
         if self._is_cut_off(caller):
             return self._break(request)
@@ -88,6 +93,8 @@ class Services:
             return self._break(request)
 
     async def metadata(self, request: web.BaseRequest) -> web.StreamResponse:
+        if (refused := refusal(request)) is not None:
+            return refused
         caller = self._caller(request)
         if caller is None:
             return web.Response(status=404)

@@ -246,7 +246,7 @@ def leave_an_upload(emulator: Emulator) -> None:
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(
             b"POST /upload/storage/v1/b/bucket/o?uploadType=media&name=half HTTP/1.1\r\n"
-            b"Host: storage\r\nContent-Length: 50000000\r\n\r\n" + bytes(1_000_000)
+            b"Host: localhost\r\nContent-Length: 50000000\r\n\r\n" + bytes(1_000_000)
         )
 
 
