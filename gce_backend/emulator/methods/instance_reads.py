@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from .. import catalog, schema
@@ -16,7 +20,7 @@ from .catalog import get_zone
 
 Resource = dict[str, Any]
 
-_SERIAL_BYTES = 1024 * 1024  # what one answer holds at most, and all that is kept
+_SERIAL_BYTES = 1024 * 1024  # all that is kept
 
 
 def find(cloud: Cloud, arguments: Arguments) -> Life:
@@ -59,17 +63,33 @@ async def get_serial_port_output(cloud: Cloud, arguments: Arguments) -> Resource
     port = arguments.query.get("port", "1")
     if port not in ("1", "2", "3", "4"):
         raise invalid_field("port", port, "Must be between 1 and 4.")
-    file = life.machine.serial_file
-    written = file.read_bytes() if port == "1" and file.exists() else b""
-    start = max(int(arguments.query.get("start", 0)), 0)
-    contents = written[start:][:_SERIAL_BYTES]
+    asked = arguments.query.get("start", "0")
+    if not re.fullmatch("-?[0-9]{1,19}", asked):
+        raise invalid_field("start", asked, "Must be a 64-bit integer.")
+    start, contents = 0, b""
+    if port == "1":
+        with contextlib.suppress(FileNotFoundError):  # before the boot
+            start, contents = _serial(life.machine.serial_file, int(asked))
     return {
         "kind": "compute#serialPortOutput",
         "selfLink": url(f"{life.instance.path}/serialPort"),
         "contents": contents.decode(errors="replace"),
-        "start": str(min(start, len(written))),
-        "next": str(min(start, len(written)) + len(contents)),
+        "start": str(start),
+        "next": str(start + len(contents)),
     }
+
+
+def _serial(file: Path, asked: int) -> tuple[int, bytes]:
+    """(position, output from there); the oldest is kept no longer than the buffer holds.
+
+    Args:
+        asked: the position wanted; a negative one counts from the end.
+    """
+    with file.open("rb") as output:
+        size = output.seek(0, os.SEEK_END)
+        start = min(size, max(asked if asked >= 0 else size + asked, size - _SERIAL_BYTES, 0))
+        output.seek(start)
+        return start, output.read(size - start)
 
 
 async def get_guest_attributes(cloud: Cloud, arguments: Arguments) -> Resource:
