@@ -171,14 +171,17 @@ class Cloud:
         effect: Callable[[], Awaitable[None]],
         *,
         undo: Callable[[], Awaitable[None]] | None = None,
+        zone: str = "",
     ) -> None:
         """Let ``operation`` take its course in the background, spoiled by a fault if one is set.
 
         Args:
             effect: an ApiError that it raises becomes the operation's own.
             undo: what a failure takes back (an insert that finds no capacity leaves nothing).
+            zone: where it takes effect, if that is not the operation's scope.
         """
-        self.spawn(self._carry_out(operation, method, names, effect, undo))
+        zone = zone or operation.scope.rpartition("/")[2]
+        self.spawn(self._carry_out(operation, method, names, effect, undo, zone))
 
     async def _carry_out(
         self,
@@ -187,6 +190,7 @@ class Cloud:
         names: tuple[str, ...],
         effect: Callable[[], Awaitable[None]],
         undo: Callable[[], Awaitable[None]] | None,
+        zone: str,
     ) -> None:
         fault = self.faults.take_operation(method, *names)
         operation.start()
@@ -198,7 +202,6 @@ class Cloud:
             await self.clock.sleep(self.settings.boot_seconds / 4)
             if undo is not None:
                 await undo()
-            zone = operation.scope.rpartition("/")[2]
             operation.finish(operation_error(fault, zone=zone, resource=operation.target))
             return
         try:

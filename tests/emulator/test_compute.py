@@ -302,14 +302,33 @@ def test_fields_and_filters_of_lists(api: Api) -> None:
     assert answer == {"items": [{"name": "vm-b"}]}
 
 
-def test_bulk_insert_makes_all_or_none(emulator: Emulator, api: Api) -> None:
+def bulk_insert(api: Api) -> dict[str, Any]:
+    """Three instances at once; the operation when it is done."""
     properties = {k: v for k, v in body("x").items() if k != "name"}
     properties["machineType"] = "n1-standard-2"
     url = f"{api.base}/regions/europe-west1/instances/bulkInsert"
     wanted = {"count": "3", "namePattern": "job-##", "instanceProperties": properties}
     operation = requests.post(url, json=wanted, timeout=30).json()
     waiting = f"{api.base}/regions/europe-west1/operations/{operation['name']}/wait"
-    done = requests.post(waiting, timeout=60).json()
+    done: dict[str, Any] = requests.post(waiting, timeout=60).json()
+    return done
+
+
+def test_bulk_insert_makes_all_or_none(emulator: Emulator, api: Api) -> None:
+    done = bulk_insert(api)
 
     assert done["status"] == "DONE" and "error" not in done
     assert sorted(i["name"] for i in emulator.instances()) == ["job-01", "job-02", "job-03"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("quota_region", "in region europe-west1."), ("no_capacity", f"zones/{ZONE}'")],
+)
+def test_bulk_insert_names_the_place_that_has_no_room(
+    emulator: Emulator, api: Api, kind: str, where: str
+) -> None:
+    emulator.inject(Fault(kind))
+
+    assert where in bulk_insert(api)["error"]["errors"][0]["message"]
+    assert emulator.instances() == []

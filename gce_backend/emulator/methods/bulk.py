@@ -52,7 +52,12 @@ async def bulk_insert(cloud: Cloud, arguments: Arguments) -> Resource:
         await asyncio.gather(*(life.erase() for life in lives))
 
     cloud.carry_out(
-        operation, "regionInstances.bulkInsert", (region, f"{zone}/{names[0]}"), start, undo=undo
+        operation,
+        "regionInstances.bulkInsert",
+        (region, f"{zone}/{names[0]}"),
+        start,
+        undo=undo,
+        zone=zone,
     )
     return operation.resource()
 
