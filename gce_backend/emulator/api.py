@@ -16,7 +16,7 @@ from . import strikes
 from .calls import Call
 from .cloud import PROJECT_NUMBER, Cloud
 from .discovery import document
-from .errors import ApiError, invalid, not_emulated, not_found
+from .errors import ApiError, ReplyLost, invalid, not_emulated, not_found, unexpected
 from .life import Life
 from .lists import selection
 from .methods import METHODS
@@ -124,9 +124,12 @@ class Api:
             self._cloud.end(place, answer=answer)
             status = 200
             return Reply(status, answer)
-        except ApiError as error:
-            status = error.code
-            return Reply(error.code, error.body())
+        except ReplyLost:
+            raise
+        except Exception as error:
+            failure = error if isinstance(error, ApiError) else unexpected(error)
+            status = failure.code
+            return Reply(status, failure.body())
         finally:
             self._cloud.end(place, status=status)
 
@@ -184,6 +187,6 @@ def _names(arguments: Arguments) -> tuple[str, ...]:
 def _json(body: bytes) -> dict[str, Any] | None:
     try:
         parsed = json.loads(body) if body else None
-    except ValueError:
+    except (RecursionError, ValueError):
         return None
     return parsed if isinstance(parsed, dict) else None

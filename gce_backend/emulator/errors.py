@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from http import HTTPStatus
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
@@ -52,6 +55,14 @@ class ApiError(Exception):
             "httpErrorStatusCode": self.code,
             "httpErrorMessage": HTTPStatus(self.code).phrase.upper(),
         }
+
+
+def unexpected(error: Exception) -> ApiError:
+    """The answer to what nobody foresaw: 400 for a value that could not be read, else 500."""
+    if isinstance(error, ValueError):
+        return invalid(f"Invalid value: {error}")
+    log.error("a request could not be answered", exc_info=error)
+    return ApiError(500, "backendError", f"Internal error: {type(error).__name__}.")
 
 
 class ReplyLost(Exception):

@@ -23,6 +23,7 @@ _TOKEN = re.compile(
           |(?P<word>[^\s()=<>:!"']+))""",
     re.VERBOSE,
 )
+_DEEPEST = 50  # parentheses and NOTs inside each other; Python's stack is not endless
 _COMPARISONS = ("=", "!=", "<", "<=", ">", ">=", ":", "eq", "ne")
 
 
@@ -42,6 +43,7 @@ class _Parser:
         self._text = text
         self._tokens = self._split(text)
         self._at = 0
+        self._depth = 0
 
     def parse(self) -> Predicate:
         predicate = self._either()
@@ -91,6 +93,14 @@ class _Parser:
         return lambda resource: all(term(resource) for term in terms)
 
     def _term(self) -> Predicate:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise self._unreadable()
+        term = self._simple_term()
+        self._depth -= 1
+        return term
+
+    def _simple_term(self) -> Predicate:
         kind, value = self._take()
         if (kind, value) == ("word", "NOT"):
             inner = self._term()

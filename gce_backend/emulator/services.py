@@ -6,6 +6,7 @@ A caller is known by the address it called: every instance has one of its own (`
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -14,13 +15,15 @@ from . import batch, billing, os_login_calls
 from .api import Api, Request
 from .cloud import Cloud
 from .control import Control
-from .errors import ApiError, ReplyLost
+from .errors import ApiError, ReplyLost, unexpected
 from .life import Life
 from .os_login_calls import OsLoginCalls
 from .permissions import Permissions
 from .secret_manager import SecretManager
 from .storage_front import StorageFront
 from .visitors import refusal
+
+Serve = Callable[[web.BaseRequest, Life | None], Awaitable[web.StreamResponse]]
 
 _POWER = "/_emulator/power/"
 
@@ -38,50 +41,13 @@ class Services:
         self._control = Control(cloud, self.secrets)
 
     async def compute(self, request: web.BaseRequest) -> web.StreamResponse:
-        if (refused := refusal(request)) is not None:
-            return refused
-        caller = self._caller(request)
-        if request.path.startswith("/_emulator/"):
-            return await self._control.handle(request)
-        if self._is_cut_off(caller):
-            return self._break(request)
-        if request.path == batch.PATH:
-            return await self._batch(request, caller)
-        if request.path.startswith(os_login_calls.PREFIX):
-            return await self._os_login.serve(request, caller)
-        if (prices := billing.serve(request)) is not None:
-            return prices
-        try:
-            if (secret := await self.secrets.serve(request, caller)) is not None:
-                return secret
-            if (answer := await self._permissions.serve(request)) is not None:
-                return answer
-            reply = await self._api.dispatch(
-                Request(
-                    method=request.method,
-                    path=request.rel_url.raw_path,
-                    query=dict(request.query),
-                    headers=request.headers,
-                    body=await request.content.read(),
-                    caller=caller,
-                )
-            )
-        except ReplyLost:
-            return self._break(request)
-        text = "" if reply.body is None else json.dumps(reply.body)
-        return web.Response(status=reply.status, text=text, content_type="application/json")
+        return await self._guarded(request, self._compute)
 
-    async def _batch(self, request: web.BaseRequest, caller: Life | None) -> web.StreamResponse:
-        try:
-            content = await request.content.read()
-            kind, body = await batch.serve(self._api, request.headers, content, caller)
-        except ApiError as error:
-            return web.json_response(error.body(), status=error.code)
-        except ReplyLost:
-            return self._break(request)
-        return web.Response(body=body, headers={"Content-Type": kind})
+    async def metadata(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._guarded(request, self._metadata)
 
     async def storage(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Errors are the front's own business: an answer may be half sent already."""
         if (refused := refusal(request)) is not None:
             return refused
         caller = self._caller(request)
@@ -92,10 +58,51 @@ class Services:
         except ReplyLost:
             return self._break(request)
 
-    async def metadata(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _guarded(self, request: web.BaseRequest, serve: Serve) -> web.StreamResponse:
+        """No page's request gets in, and nothing but an answer of the API gets out."""
         if (refused := refusal(request)) is not None:
             return refused
-        caller = self._caller(request)
+        try:
+            return await serve(request, self._caller(request))
+        except ReplyLost:
+            return self._break(request)
+        except (ConnectionError, web.HTTPException):  # the client left; aiohttp's own answers
+            raise
+        except Exception as error:
+            failure = error if isinstance(error, ApiError) else unexpected(error)
+            return web.json_response(failure.body(), status=failure.code)
+
+    async def _compute(self, request: web.BaseRequest, caller: Life | None) -> web.StreamResponse:
+        if request.path.startswith("/_emulator/"):
+            return await self._control.handle(request)
+        if self._is_cut_off(caller):
+            return self._break(request)
+        if request.path == batch.PATH:
+            content = await request.content.read()
+            kind, body = await batch.serve(self._api, request.headers, content, caller)
+            return web.Response(body=body, headers={"Content-Type": kind})
+        if request.path.startswith(os_login_calls.PREFIX):
+            return await self._os_login.serve(request, caller)
+        if (prices := billing.serve(request)) is not None:
+            return prices
+        if (secret := await self.secrets.serve(request, caller)) is not None:
+            return secret
+        if (answer := await self._permissions.serve(request)) is not None:
+            return answer
+        reply = await self._api.dispatch(
+            Request(
+                method=request.method,
+                path=request.rel_url.raw_path,
+                query=dict(request.query),
+                headers=request.headers,
+                body=await request.content.read(),
+                caller=caller,
+            )
+        )
+        text = "" if reply.body is None else json.dumps(reply.body)
+        return web.Response(status=reply.status, text=text, content_type="application/json")
+
+    async def _metadata(self, request: web.BaseRequest, caller: Life | None) -> web.StreamResponse:
         if caller is None:
             return web.Response(status=404)
         if request.method == "POST" and request.path.startswith(_POWER):

@@ -89,8 +89,10 @@ class UploadCalls:
         text = await request.content.read()
         try:
             upload.metadata = json.loads(text) if text else {}
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise invalid("Parse Error") from error
+        if not isinstance(upload.metadata, dict):
+            raise invalid("Parse Error")
         if kind := request.headers.get("X-Upload-Content-Type"):
             upload.metadata.setdefault("contentType", kind)
         fault = await self._check_named(upload)

@@ -118,7 +118,7 @@ class MultipartBody:
         headers = await self._headers()
         try:
             parsed = json.loads(text)
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise invalid("Multipart upload whose first part is no JSON.") from error
         if not isinstance(parsed, dict):
             raise invalid("Multipart upload whose first part is no JSON object.")

@@ -114,6 +114,21 @@ def test_a_waiting_request_returns_at_its_timeout(guest: Guest) -> None:
     assert answer.elapsed.total_seconds() >= 0.9
 
 
+@pytest.mark.parametrize("seconds", ["abc", "-1", "1.5", "nan"])
+def test_a_timeout_that_is_no_number_is_a_400(guest: Guest, seconds: str) -> None:
+    answer = guest.get("instance/name", wait_for_change="true", timeout_sec=seconds)
+
+    assert answer.status_code == 400
+
+
+def test_a_guest_attribute_that_is_no_text_is_a_400(guest: Guest) -> None:
+    url = guest.base + "instance/guest-attributes/train/binary"
+    answer = requests.put(url, headers=FLAVOR, data=b"\xff\xfe", timeout=30)
+
+    assert answer.status_code == 400
+    assert guest.get("instance/guest-attributes/train/binary").status_code == 404
+
+
 def test_guest_attributes_go_both_ways(api: Api, guest: Guest) -> None:
     url = guest.base + "instance/guest-attributes/train/epoch"
     requests.put(url, headers=FLAVOR, data="3", timeout=30)

@@ -1,9 +1,10 @@
-"""Calls that come twice, by their ``requestId``; and such as are to have no effect at all."""
+"""Calls that come twice, by their ``requestId``; and such as cannot be read."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import requests
 from gce_backend.emulator import Emulator
 from gce_backend.emulator.cloud import Cloud, Settings
 from gce_backend.emulator.limits import Limits
+from gce_backend.emulator.methods import METHODS
 from gce_backend.emulator.methods.arguments import Arguments
 from gce_backend.emulator.methods.requests import once
 
@@ -95,3 +97,51 @@ def test_the_zero_request_id_is_refused(api: Api) -> None:
     answer = requests.post(f"{api.zone}/instances", json=body("vm"), params=params, timeout=30)
 
     assert answer.status_code == 400
+
+
+def batch(api: Api, line: bytes) -> requests.Response:
+    part = b"--x\r\nContent-Type: application/http\r\n\r\n" + line + b"\r\n\r\n--x--\r\n"
+    url = api.base.partition("/compute/")[0] + "/batch/compute/v1"
+    kind = {"Content-Type": "multipart/mixed; boundary=x"}
+    return requests.post(url, data=part, headers=kind, timeout=30)
+
+
+DEEP = 1200  # a line of HTTP takes no more than 8190 bytes
+UNREADABLE: list[Callable[[Api], requests.Response]] = [
+    lambda api: requests.get(f"{api.zone}/instances?filter=" + "(" * DEEP, timeout=30),
+    lambda api: requests.get(f"{api.zone}/instances?filter=" + "NOT " * DEEP + "a=b", timeout=30),
+    lambda api: requests.get(f"{api.zone}/instances?filter={'(' * 60}a=b{')' * 60}", timeout=30),
+    lambda api: requests.get(f"{api.zone}/instances?fields=" + "a(" * DEEP, timeout=30),
+    lambda api: requests.get(f"{api.zone}/instances?maxResults=²", timeout=30),
+    lambda api: requests.post(f"{api.zone}/instances", data="[" * 10**5, timeout=30),
+    lambda api: batch(api, b"\xff\xfe / HTTP/1.1"),
+    lambda api: requests.post(
+        api.base.partition("/compute/")[0] + "/v1/projects/emulator-project:testIamPermissions",
+        data="{",
+        timeout=30,
+    ),
+]
+
+
+@pytest.mark.parametrize("call", UNREADABLE)
+def test_what_cannot_be_read_is_a_400_in_the_apis_words(
+    api: Api, call: Callable[[Api], requests.Response]
+) -> None:
+    answer = call(api)
+
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["errors"][0]["reason"] == "invalid"
+
+
+def test_a_bug_is_told_in_the_apis_words_and_recorded(
+    emulator: Emulator, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(cloud: Cloud, arguments: Arguments) -> dict[str, Any]:
+        raise KeyError("nobody thought of it")
+
+    monkeypatch.setitem(METHODS, "zones.list", broken)
+    answer = requests.get(f"{api.base}/zones", timeout=30)
+
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "Internal error: KeyError."
+    assert emulator.calls[-1].status == 500

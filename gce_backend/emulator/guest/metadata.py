@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +69,10 @@ class Metadata:
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, headers=_FLAVOR)
         if request.query.get("wait_for_change", "").lower() == "true":
-            await self._wait(path, request)
+            timeout = request.query.get("timeout_sec", "0")
+            if not re.fullmatch("[0-9]{1,9}", timeout):
+                return _bad_request(f"timeout_sec is no number of seconds: {timeout}")
+            await self._wait(path, request, int(timeout))
         return self._answer(path, request)
 
     async def _put(self, request: web.BaseRequest, path: str) -> web.Response:
@@ -77,22 +81,25 @@ class Metadata:
             return web.Response(status=405, headers=_FLAVOR)
         try:
             value = (await request.content.read()).decode()
+        except UnicodeDecodeError:
+            return _bad_request("a guest attribute is UTF-8")
+        try:
             self._put_guest_attribute(parts[2], parts[3], value)
         except PermissionError as error:
             return web.Response(status=403, text=f"{error}\n", headers=_FLAVOR)
         await self.changed()
         return web.Response(headers=_FLAVOR)
 
-    async def _wait(self, path: str, request: web.BaseRequest) -> None:
-        """Until the value differs from ``last_etag`` (without one: from now), or the timeout.
+    async def _wait(self, path: str, request: web.BaseRequest, seconds: int) -> None:
+        """Until the value differs from ``last_etag`` (without one: from now), or ``seconds``.
 
-        A path where there is nothing is answered at once: only what exists can be waited for.
+        0 seconds are as long as it takes. A path where there is nothing is answered at once: only
+        what exists can be waited for.
         """
         if self._render(path, request) is None:
             return
         before = request.query.get("last_etag") or _etag(self._render(path, request))
-        timeout = float(request.query.get("timeout_sec", 0)) or None
-        deadline = time.monotonic() + timeout if timeout else None
+        deadline = time.monotonic() + seconds if seconds else None
         async with self._changed:
             while not self._closed and _etag(self._render(path, request)) == before:
                 left = deadline - time.monotonic() if deadline else None
@@ -137,6 +144,10 @@ class Metadata:
         if isinstance(node, list):
             return "".join(f"{item}\n" for item in node), "application/text"
         return str(node), "application/text"
+
+
+def _bad_request(why: str) -> web.Response:
+    return web.Response(status=400, text=f"{why}\n", headers=_FLAVOR)
 
 
 def _etag(rendered: tuple[str, str] | None) -> str:
