@@ -268,7 +268,7 @@ class Checkups:
         try:
             self._compute.get("reading the machine type", self._machine_path(zone))
         except ComputeError as error:
-            if ": 404 " in str(error):
+            if ": 404 " in str(error) or "Unknown zone." in str(error):  # the latter is a 400
                 return False
             raise
         return True

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from . import strikes
+from . import catalog, strikes
 from .calls import Call
 from .cloud import PROJECT_NUMBER, Cloud
 from .discovery import document
-from .errors import ApiError, ReplyLost, invalid, not_emulated, not_found, unexpected
+from .errors import ApiError, ReplyLost, invalid, invalid_field, not_emulated, not_found, unexpected
 from .life import Life
 from .lists import selection
 from .methods import METHODS
@@ -158,6 +158,7 @@ class Api:
         fault = self._cloud.faults.take_answer(identifier, *_names(arguments))
         await strikes.before(fault, self._cloud.clock)
         self._check_project(arguments, identifier)
+        _check_place(arguments, identifier)
         answer = await method(self._cloud, arguments)
         strikes.after(fault)
         return kept(answer) if kept else answer
@@ -168,6 +169,14 @@ class Api:
         if project in known or identifier.startswith("images."):
             return
         raise not_found(f"projects/{project}")
+
+
+def _check_place(arguments: Arguments, identifier: str) -> None:
+    """An unknown zone or region is a 404 only where it is itself what is asked for."""
+    for kind, known in (("zone", catalog.zones()), ("region", catalog.table()["regions"])):
+        place = arguments.params.get(kind)
+        if place is not None and place not in known and identifier != f"{kind}s.get":
+            raise invalid_field(kind, place, f"Unknown {kind}.")
 
 
 def _names(arguments: Arguments) -> tuple[str, ...]:

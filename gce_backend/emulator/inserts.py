@@ -27,8 +27,6 @@ def checked(body: object, project: str, zone: str, *, legacy_images: bool) -> tu
     if "name" not in given:
         raise required_field("resource.name")
     check_name("resource.name", given["name"])
-    if zone not in catalog.zones():
-        raise invalid_field("zone", zone, "Unknown zone.")
     machine = _machine_type(given, zone)
     _check_accelerators(given, machine, zone)
     _check_scheduling(given, machine)

@@ -77,6 +77,7 @@ def test_all_is_well(store):
             "gcloud compute images list --project=ubuntu-os-cloud",
         ),
         ("machine", ["-P", "machine.machine_type=n9-standard-2"], None, "machine-types list"),
+        ("machine", ["-P", "machine.zones=[europe-west1-b,europe-west1-z]"], None, "types list"),
         ("quota", ["-P", "machine.machine_type=n1-standard-96"], None, "regions describe europe"),
         ("network", ["-P", "gce.network=global/networks/none"], None, "gcloud compute networks"),
         (

@@ -232,6 +232,26 @@ def test_a_missing_zone_is_a_404(api: Api) -> None:
     assert reason(requests.get(f"{api.base}/zones/mars-1a", timeout=30)) == (404, "notFound")
 
 
+@pytest.mark.parametrize(
+    ("kind", "method", "path"),
+    [
+        ("zone", "GET", "zones/mars-1a/instances"),
+        ("zone", "POST", "zones/mars-1a/instances"),
+        ("zone", "GET", "zones/mars-1a/instances/vm"),
+        ("zone", "GET", "zones/mars-1a/operations"),
+        ("zone", "GET", "zones/mars-1a/machineTypes/n1-standard-2"),
+        ("region", "GET", "regions/mars-1/operations"),
+    ],
+)
+def test_whatever_lies_in_an_unknown_place_is_a_400(
+    api: Api, kind: str, method: str, path: str
+) -> None:
+    answer = requests.request(method, f"{api.base}/{path}", json=body("vm"), timeout=30)
+
+    assert reason(answer) == (400, "invalid")
+    assert f"Unknown {kind}." in answer.json()["error"]["message"]
+
+
 def test_a_family_resolves_and_a_deprecated_one_does_not(emulator: Emulator) -> None:
     images = f"{emulator.compute_url}projects/"
     live = requests.get(f"{images}debian-cloud/global/images/family/debian-12", timeout=30)
