@@ -22,7 +22,8 @@ from .lists import selection
 from .methods import METHODS
 from .methods.arguments import Arguments
 from .names import last
-from .tokens import check_scope
+from .operations import ACCOUNT
+from .tokens import Token, check_scope
 
 ROOT = "/compute/v1/"
 
@@ -154,7 +155,7 @@ class Api:
             raise not_emulated(f"compute.{identifier}")
         fields = request.query.get("fields")
         kept = selection(fields) if fields else None
-        arguments = Arguments(params, request.query, body)
+        arguments = Arguments(params, request.query, body, self._user(token))
         fault = self._cloud.faults.take_answer(identifier, *_names(arguments))
         await strikes.before(fault, self._cloud.clock)
         self._check_project(arguments, identifier)
@@ -162,6 +163,14 @@ class Api:
         answer = await method(self._cloud, arguments)
         strikes.after(fault)
         return kept(answer) if kept else answer
+
+    def _user(self, token: Token | None) -> str:
+        """E-mail of who calls: an instance's service account, by its token, or the user."""
+        caller = token.instance if token is not None else ""
+        for instance in (life.instance for life in self._cloud.lives.values()):
+            if caller in (instance.id, instance.name) and instance.body["serviceAccounts"]:
+                return str(instance.body["serviceAccounts"][0]["email"])
+        return ACCOUNT
 
     def _check_project(self, arguments: Arguments, identifier: str) -> None:
         project = arguments.params.get("project")

@@ -21,7 +21,7 @@ from .errors import ApiError
 from .faults import Fault, FaultKind, Faults, operation_error
 from .limits import Limits
 from .names import fingerprint
-from .operations import ACCOUNT, Operation
+from .operations import Operation
 from .os_login import OsLogin
 from .tokens import Tokens
 
@@ -147,7 +147,7 @@ class Cloud:
         target: str,
         target_id: str,
         *,
-        user: str = ACCOUNT,
+        user: str,
         request_id: str | None = None,
     ) -> Operation:
         operation = Operation(

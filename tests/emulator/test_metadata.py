@@ -14,6 +14,7 @@ import requests
 
 from gce_backend.emulator import Emulator
 from gce_backend.emulator.guest.keys import authorized_keys
+from gce_backend.emulator.tokens import CLOUD_PLATFORM
 
 from .conftest import Api, eventually
 
@@ -184,6 +185,19 @@ def test_google_auth_finds_project_and_token(guest: Guest) -> None:
     assert project == "emulator-project"
     assert token.startswith("ya29.")
     assert email.endswith("gserviceaccount.com")
+
+
+def test_an_operation_names_the_account_that_began_it(emulator: Emulator, api: Api) -> None:
+    account = {"email": "trainer@p.iam.gserviceaccount.com", "scopes": [CLOUD_PLATFORM]}
+    instance = api.create(serviceAccounts=[account])
+    guest = Guest(instance, emulator.instance_directory("vm"))
+    token = guest.get("instance/service-accounts/default/token").json()["access_token"]
+    own = requests.post(
+        f"{api.zone}/instances/vm/reset", headers={"Authorization": f"Bearer {token}"}, timeout=30
+    )
+
+    assert own.json()["user"] == account["email"]
+    assert api.delete().json()["user"] == "user@example.com"
 
 
 KEY = "alice:ssh-ed25519 AAAA alice@laptop"

@@ -37,7 +37,9 @@ def test_the_same_request_at_the_same_time_takes_effect_once(tmp_path: Path) -> 
     @once
     async def method(cloud: Cloud, arguments: Arguments) -> dict[str, Any]:
         await asyncio.sleep(0)  # as an insert does, which opens its instance's doors
-        return cloud.new_operation(f"zones/{ZONE}", "insert", "projects/p", "1").resource()
+        return cloud.new_operation(
+            f"zones/{ZONE}", "insert", "projects/p", "1", user="u"
+        ).resource()
 
     async def call() -> list[dict[str, Any]]:
         return await asyncio.gather(*(method(cloud, arguments) for _ in range(6)))

@@ -42,6 +42,7 @@ async def bulk_insert(cloud: Cloud, arguments: Arguments) -> Resource:
         "bulkInsert",
         f"projects/{cloud.settings.project}/regions/{region}/instances",
         new_id(),
+        user=arguments.user,
         request_id=arguments.query.get("requestId"),
     )
 

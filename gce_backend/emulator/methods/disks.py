@@ -71,6 +71,7 @@ async def delete(cloud: Cloud, arguments: Arguments) -> Resource:
         "delete",
         _path(cloud, zone, name),
         disk["id"],
+        user=arguments.user,
         request_id=arguments.query.get("requestId"),
     )
 

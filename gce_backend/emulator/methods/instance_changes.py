@@ -95,6 +95,7 @@ def _operation(cloud: Cloud, life: Life, kind: str, arguments: Arguments) -> Ope
         kind,
         instance.path,
         instance.id,
+        user=arguments.user,
         request_id=arguments.query.get("requestId"),
     )
 

@@ -47,6 +47,7 @@ async def set_common_instance_metadata(cloud: Cloud, arguments: Arguments) -> di
         "compute.projects.setCommonInstanceMetadata",
         f"projects/{project}",
         PROJECT_NUMBER,
+        user=arguments.user,
         request_id=arguments.query.get("requestId"),
     )
 
