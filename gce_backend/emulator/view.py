@@ -8,6 +8,7 @@ from typing import Any
 from . import catalog
 from .cloud import PROJECT_NUMBER, Cloud
 from .doors import Doors
+from .guest.keys import is_true
 from .guest.metadata import Tree
 from .instances import Instance
 from .tokens import Token
@@ -66,13 +67,20 @@ class View:
 
     @property
     def guest_attributes_are_enabled(self) -> bool:
-        value = self.attributes().get("enable-guest-attributes", "")
-        return value.upper() == "TRUE"
+        return is_true(self.attributes().get("enable-guest-attributes", ""))
 
-    def put_guest_attribute(self, namespace: str, key: str, value: str) -> None:
-        """Raises PermissionError where the instance's metadata do not allow it."""
+    def put_guest_attribute(self, namespace: str, key: str, value: str | None) -> None:
+        """Set it, or remove it with None.
+
+        Raises:
+            PermissionError: the instance's metadata do not allow it.
+            KeyError: there is none to be removed.
+        """
         if not self.guest_attributes_are_enabled:
             raise PermissionError("Guest attributes endpoint access is disabled.")
+        if value is None:
+            del self._instance.guest_attributes[namespace, key]
+            return
         self._instance.guest_attributes[namespace, key] = value
 
     def tree(self) -> Tree:
@@ -85,6 +93,16 @@ class View:
             "instance": {
                 "attributes": dict(instance.metadata),
                 "cpu-platform": catalog.family(instance.machine_type)["cpuPlatform"],
+                "disks": {
+                    str(number): {
+                        "device-name": disk["deviceName"],
+                        "index": str(number),
+                        "interface": disk["interface"],
+                        "mode": disk["mode"],
+                        "type": disk["type"],
+                    }
+                    for number, disk in enumerate(instance.body["disks"])
+                },
                 "hostname": f"{instance.name}.{instance.zone}.c.{project}.internal",
                 "id": instance.id,
                 "image": instance.image.path,
@@ -99,7 +117,7 @@ class View:
                     "preemptible": str(instance.is_spot).upper(),
                 },
                 "service-accounts": self._service_accounts(),
-                "tags": [*instance.body.get("tags", {}).get("items", [])],
+                "tags": tuple(instance.body.get("tags", {}).get("items", [])),
                 "zone": f"projects/{PROJECT_NUMBER}/zones/{instance.zone}",
             },
             "project": {

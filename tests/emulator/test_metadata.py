@@ -42,6 +42,54 @@ def guest(emulator: Emulator, api: Api) -> Guest:
     return Guest(instance, emulator.instance_directory("vm"))
 
 
+@pytest.mark.parametrize("value", ["yes", "Y", "1", "true"])
+def test_yes_is_true_too(emulator: Emulator, api: Api, value: str) -> None:
+    items = [{"key": "enable-guest-attributes", "value": value}]
+    instance = api.create(metadata={"items": items})
+    url = Guest(instance, emulator.instance_directory("vm")).base
+
+    written = requests.put(
+        f"{url}instance/guest-attributes/a/b", headers=FLAVOR, data="c", timeout=30
+    )
+
+    assert written.status_code == 200
+
+
+def test_tags_are_json(emulator: Emulator, api: Api) -> None:
+    tagged = Guest(api.create(tags={"items": ["web", "blue"]}), emulator.instance_directory("vm"))
+
+    assert tagged.get("instance/tags").json() == ["web", "blue"]
+    assert tagged.get("instance/tags", alt="text").text == "web\nblue\n"
+    assert tagged.get("instance/", recursive="true").json()["tags"] == ["web", "blue"]
+
+
+def test_recursive_text_is_a_line_for_each_value(guest: Guest) -> None:
+    text = guest.get("instance/", recursive="true", alt="text").text
+
+    assert "attributes/a 1\n" in text
+    assert "disks/0/device-name persistent-disk-0\n" in text
+    assert "token" not in text
+
+
+def test_numbered_directories_are_lists_in_json(guest: Guest) -> None:
+    found = guest.get("instance/", recursive="true").json()
+
+    assert [disk["deviceName"] for disk in found["disks"]] == ["persistent-disk-0"]
+    assert found["networkInterfaces"][0]["accessConfigs"][0]["type"] == "ONE_TO_ONE_NAT"
+    assert guest.get("instance/disks/").text == "0/\n"
+    assert guest.get("instance/name", alt="json").json() == "vm"
+
+
+def test_a_guest_attribute_can_be_removed_and_is_no_file(guest: Guest) -> None:
+    url = guest.base + "instance/guest-attributes/train/epoch"
+
+    def call(method: str, data: str = "") -> int:
+        return requests.request(method, url, headers=FLAVOR, data=data, timeout=30).status_code
+
+    assert [call("PUT", "1"), call("DELETE"), call("GET"), call("DELETE")] == [200, 200, 404, 404]
+    assert call("PUT", "x" * (256 * 1024 + 1)) == 413
+
+
 def test_without_the_header_it_is_a_403(guest: Guest) -> None:
     answer = requests.get(guest.base + "instance/name", timeout=30)
 
@@ -210,7 +258,9 @@ EXPIRING = 'alice:ssh-ed25519 BBBB google-ssh {"userName":"alice","expireOn":"%s
         ({"ssh-keys": KEY}, {}, ["ssh-ed25519 AAAA"]),
         ({}, {"ssh-keys": KEY}, ["ssh-ed25519 AAAA"]),
         ({"block-project-ssh-keys": "TRUE"}, {"ssh-keys": KEY}, []),
+        ({"block-project-ssh-keys": "yes"}, {"ssh-keys": KEY}, []),
         ({"ssh-keys": KEY, "enable-oslogin": "TRUE"}, {}, []),
+        ({"ssh-keys": KEY, "enable-oslogin": "1"}, {}, []),
         ({"ssh-keys": KEY}, {"enable-oslogin": "TRUE"}, []),
         (
             {"ssh-keys": KEY, "enable-oslogin": "FALSE"},

@@ -9,8 +9,13 @@ from datetime import UTC, datetime
 _FORMATS = ("%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z")
 
 
+def is_true(value: str) -> bool:
+    """Of a boolean attribute: ``TRUE``, ``Y``, ``Yes`` and ``1`` mean the same, in any case."""
+    return value.strip().upper() in ("TRUE", "Y", "YES", "1")
+
+
 def os_login_is_on(instance: Mapping[str, str], project: Mapping[str, str]) -> bool:
-    return {**project, **instance}.get("enable-oslogin", "").upper() == "TRUE"
+    return is_true({**project, **instance}.get("enable-oslogin", ""))
 
 
 def authorized_keys(
@@ -24,7 +29,7 @@ def authorized_keys(
     if os_login_is_on(instance, project):
         return []
     texts = [instance.get("ssh-keys", "")]
-    if instance.get("block-project-ssh-keys", "").upper() != "TRUE":
+    if not is_true(instance.get("block-project-ssh-keys", "")):
         texts.append(project.get("ssh-keys", ""))
     keys = []
     for line in "\n".join(texts).splitlines():

@@ -1,8 +1,8 @@
 """The metadata server of an instance, as ``metadata.google.internal`` answers it.
 
 Knows ``recursive``, ``alt``, ``wait_for_change`` with ``last_etag`` and ``timeout_sec``, and PUT
-of guest attributes. Every request needs the header ``Metadata-Flavor: Google``, every answer has
-it.
+and DELETE of guest attributes. Every request needs the header ``Metadata-Flavor: Google``, every
+answer has it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from aiohttp import web
@@ -20,6 +20,7 @@ from aiohttp import web
 ROOT = "/computeMetadata/v1/"
 # Below these the names are the users' own, and stay as they are.
 _USERS_NAMES = frozenset({"attributes", "guest-attributes"})
+_VALUE_BYTES = 256 * 1024  # of a guest attribute
 _FLAVOR = {"Metadata-Flavor": "Google", "Server": "Metadata Server for VM"}
 
 Tree = dict[str, Any]
@@ -29,15 +30,17 @@ class Metadata:
     """Serves one instance's metadata.
 
     Args:
-        tree: gives the whole metadata at this moment; a leaf is a string or a list of strings, a
-            callable leaf is asked only when it is read (a token).
-        put_guest_attribute: takes ``(namespace, key, value)``.
+        tree: gives the whole metadata at this moment; a leaf is a string, a list of strings that
+            are shown one a line, or a tuple of such as are shown as JSON; a callable leaf is asked
+            only when it is read (a token).
+        put_guest_attribute: takes ``(namespace, key, value)``; None instead of a value removes it.
+            Raises PermissionError, or KeyError for one that is not there.
     """
 
     def __init__(
         self,
         tree: Callable[[], Tree],
-        put_guest_attribute: Callable[[str, str, str], None],
+        put_guest_attribute: Callable[[str, str, str | None], None],
     ) -> None:
         self._tree = tree
         self._put_guest_attribute = put_guest_attribute
@@ -64,8 +67,8 @@ class Metadata:
                 status=403, text="Missing Metadata-Flavor:Google header.\n", headers=_FLAVOR
             )
         path = request.path.removeprefix(ROOT)
-        if request.method == "PUT":
-            return await self._put(request, path)
+        if request.method in ("PUT", "DELETE"):
+            return await self._change(request, path)
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, headers=_FLAVOR)
         if request.query.get("wait_for_change", "").lower() == "true":
@@ -75,18 +78,22 @@ class Metadata:
             await self._wait(path, request, int(timeout))
         return self._answer(path, request)
 
-    async def _put(self, request: web.BaseRequest, path: str) -> web.Response:
+    async def _change(self, request: web.BaseRequest, path: str) -> web.Response:
         parts = path.split("/")
         if parts[:2] != ["instance", "guest-attributes"] or len(parts) != 4:
             return web.Response(status=405, headers=_FLAVOR)
+        content = await request.content.read()
+        if len(content) > _VALUE_BYTES:
+            return web.Response(status=413, text="Value is too large.\n", headers=_FLAVOR)
         try:
-            value = (await request.content.read()).decode()
+            value = content.decode() if request.method == "PUT" else None
+            self._put_guest_attribute(parts[2], parts[3], value)
         except UnicodeDecodeError:
             return _bad_request("a guest attribute is UTF-8")
-        try:
-            self._put_guest_attribute(parts[2], parts[3], value)
         except PermissionError as error:
             return web.Response(status=403, text=f"{error}\n", headers=_FLAVOR)
+        except KeyError:
+            return web.Response(status=404, text="Not found\n", headers=_FLAVOR)
         await self.changed()
         return web.Response(headers=_FLAVOR)
 
@@ -130,20 +137,33 @@ class Metadata:
                 return None
             node = node[part]
         recursive = request.query.get("recursive", "").lower() == "true"
+        alt = request.query.get("alt", "")
         if callable(node):
-            node = node()
-            return json.dumps(node), "application/json"
-        if isinstance(node, dict) and (recursive or request.query.get("alt") == "json"):
+            return json.dumps(node()), "application/json"
+        as_json = isinstance(node, tuple) or (recursive and isinstance(node, dict))
+        if alt == "json" or (as_json and alt != "text"):
             theirs = not _USERS_NAMES.isdisjoint(parts)
             return json.dumps(_camel(node, verbatim=theirs)), "application/json"
+        if isinstance(node, dict) and recursive:
+            return "".join(_lines(node)), "application/text"
         if isinstance(node, dict):
             names = (
                 f"{name}/" if isinstance(value, dict) else name for name, value in node.items()
             )
             return "".join(f"{name}\n" for name in names), "application/text"
-        if isinstance(node, list):
+        if isinstance(node, list | tuple):
             return "".join(f"{item}\n" for item in node), "application/text"
         return str(node), "application/text"
+
+
+def _lines(node: Tree, before: str = "") -> Iterator[str]:
+    """What is below ``node`` as text: a line for each leaf, its path and its value."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _lines(value, f"{before}{name}/")
+        elif not callable(value):  # tokens are not part of a recursive answer
+            for item in value if isinstance(value, list | tuple) else (value,):
+                yield f"{before}{name} {item}\n"
 
 
 def _bad_request(why: str) -> web.Response:
@@ -156,9 +176,14 @@ def _etag(rendered: tuple[str, str] | None) -> str:
 
 
 def _camel(node: Any, *, verbatim: bool = False) -> Any:
-    """``service-accounts`` becomes ``serviceAccounts``, except for names the user chose."""
+    """``service-accounts`` becomes ``serviceAccounts``, except for names the user chose.
+
+    Directories ``0/``, ``1/`` and so on become a list.
+    """
     if not isinstance(node, dict):
         return node
+    if node and not verbatim and list(node) == [str(number) for number in range(len(node))]:
+        return [_camel(value) for value in node.values()]
     shown: dict[str, Any] = {}
     for name, value in node.items():
         if callable(value):  # tokens are not part of a recursive answer
