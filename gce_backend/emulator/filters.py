@@ -3,6 +3,7 @@
 Two forms, as the API has them: comparisons (``=``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``:``)
 combined with AND, OR, NOT, parentheses and mere adjacency (which is AND); and ``FIELD eq REGEXP``,
 ``FIELD ne REGEXP``, where the whole value must match. ``labels.owner:*`` asks whether it is there.
+Of a list one item must match, as in ``tags.items=web`` and ``networkInterfaces.name=nic0``.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class _Parser:
             raise self._unreadable()
         if operator in ("eq", "ne"):
             return self._matching(field, operator, wanted)
-        return lambda resource: _compare(_lookup(resource, field), operator, wanted)
+        return _any(field, operator, lambda value: _compare(value, operator, wanted))
 
     def _matching(self, field: str, operator: str, wanted: str) -> Predicate:
         try:
@@ -132,20 +133,23 @@ class _Parser:
         except re.error as error:
             raise self._unreadable() from error
 
-        def predicate(resource: dict[str, Any]) -> bool:
-            matches = pattern.fullmatch(_text(_lookup(resource, field))) is not None
-            return matches == (operator == "eq")
-
-        return predicate
+        return _any(field, operator, lambda value: pattern.fullmatch(_text(value)) is not None)
 
 
-def _lookup(resource: dict[str, Any], field: str) -> Any:
-    node: Any = resource
-    for part in field.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return None
-        node = node[part]
-    return node
+def _any(field: str, operator: str, holds: Callable[[Any], bool]) -> Predicate:
+    """Whether it holds for one of the field's values, or with ``!=`` and ``ne`` for none."""
+    wanted = operator not in ("!=", "ne")
+    parts = field.split(".")
+    return lambda resource: any(map(holds, _values(resource, parts) or [None])) is wanted
+
+
+def _values(node: Any, parts: list[str]) -> list[Any]:
+    """What a field is, several where lists are on the way or at its end."""
+    if isinstance(node, list):
+        return [value for item in node for value in _values(item, parts)]
+    if not parts:
+        return [node]
+    return _values(node[parts[0]], parts[1:]) if isinstance(node, dict) and parts[0] in node else []
 
 
 def _text(value: Any) -> str:
@@ -161,12 +165,10 @@ def _compare(value: Any, operator: str, wanted: str) -> bool:
         if isinstance(value, dict):
             return wanted in value
         return fnmatchcase(_text(value), wanted if "*" in wanted else f"*{wanted}*")
-    if operator == "=":
-        return value is not None and _text(value) == wanted
-    if operator == "!=":
-        return _text(value) != wanted
     if value is None:
         return False
+    if operator in ("=", "!="):
+        return _text(value) == wanted
     left: Any = _text(value)
     right: Any = wanted
     with contextlib.suppress(ValueError):

@@ -17,8 +17,13 @@ _SCOPE_ROOT = "https://www.googleapis.com/auth/"
 _MIN_RUN_SECONDS, _MAX_RUN_SECONDS = 30, 120 * 24 * 3600  # Google, "Limit the run time of a VM"
 
 
-def checked(body: object, project: str, zone: str, *, legacy_images: bool) -> tuple[Body, Image]:
+def checked(
+    body: object, project: str, zone: str, *, legacy_images: bool, now: float
+) -> tuple[Body, Image]:
     """The body with references resolved, and the boot disk's image.
+
+    Args:
+        now: Unix seconds by the emulator's clock.
 
     Raises:
         ApiError: 400, with the field's name and the wording of the API where it is known.
@@ -29,7 +34,7 @@ def checked(body: object, project: str, zone: str, *, legacy_images: bool) -> tu
     check_name("resource.name", given["name"])
     machine = _machine_type(given, zone)
     _check_accelerators(given, machine, zone)
-    _check_scheduling(given, machine)
+    _check_scheduling(given, machine, now)
     check_labels(given.get("labels", {}))
     check_metadata(given.get("metadata", {}).get("items", []))
     for tag in given.get("tags", {}).get("items", []):
@@ -98,7 +103,7 @@ def _check_accelerators(body: Body, machine: str, zone: str) -> None:
             )
 
 
-def _check_scheduling(body: Body, machine: str) -> None:
+def _check_scheduling(body: Body, machine: str, now: float) -> None:
     scheduling = body.get("scheduling", {})
     spot = scheduling.get("provisioningModel") == "SPOT" or scheduling.get("preemptible", False)
     maintenance = scheduling.get("onHostMaintenance", "TERMINATE" if spot else "MIGRATE")
@@ -111,12 +116,20 @@ def _check_scheduling(body: Body, machine: str) -> None:
     if (body.get("guestAccelerators") or row.get("accelerators")) and maintenance != "TERMINATE":
         raise invalid("Instances with guest accelerators do not support live migration.")
     if moment := scheduling.get("terminationTime"):
-        try:
-            datetime.fromisoformat(moment)
-        except ValueError as error:
-            field = "resource.scheduling.terminationTime"
-            raise invalid_field(field, moment, "Must be in RFC3339 format.") from error
+        _check_termination_time(moment, now)
     _check_run_time(scheduling, spot=spot)
+
+
+def _check_termination_time(moment: str, now: float) -> None:
+    field = "resource.scheduling.terminationTime"
+    try:
+        when = datetime.fromisoformat(moment)
+    except ValueError as error:
+        raise invalid_field(field, moment, "Must be in RFC3339 format.") from error
+    if when.tzinfo is None:
+        raise invalid_field(field, moment, "Must be in RFC3339 format.")
+    if when.timestamp() <= now:
+        raise invalid_field(field, moment, "Must be in the future.")
 
 
 def _check_run_time(scheduling: Body, *, spot: bool) -> None:

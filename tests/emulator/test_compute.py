@@ -56,6 +56,9 @@ BAD = [
     ({"scheduling": {"provisioningModel": "SPOT", "automaticRestart": True}}, "AutomaticRestart"),
     ({"scheduling": {"maxRunDuration": {"seconds": "5"}}}, "maxRunDuration"),
     ({"scheduling": {"maxRunDuration": {"seconds": "60"}}}, "instanceTerminationAction"),
+    ({"scheduling": {"terminationTime": "2020-01-01T00:00:00Z"}}, "Must be in the future"),
+    ({"scheduling": {"terminationTime": "2120-01-01T00:00:00"}}, "RFC3339"),
+    ({"scheduling": {"terminationTime": "2120-01-01"}}, "RFC3339"),
     (
         {
             "guestAccelerators": [

@@ -12,6 +12,8 @@ VM = {
     "labels": {"owner": "ann", "run": "a1"},
     "scheduling": {"preemptible": False},
     "diskSizeGb": "50",
+    "tags": {"items": ["web", "blue"]},
+    "networkInterfaces": [{"name": "nic0"}, {"name": "nic1"}],
 }
 
 
@@ -36,6 +38,17 @@ VM = {
         ("name:train*", True),
         ("name eq train-.*", True),
         ("name eq train", False),
+        ("tags.items=web", True),
+        ("tags.items = blue", True),
+        ("tags.items=green", False),
+        ("tags.items != web", False),
+        ("tags.items != green", True),
+        ("tags.items:bl*", True),
+        ("tags.items eq we.", True),
+        ("tags.items ne we.", False),
+        ("networkInterfaces.name=nic1", True),
+        ("networkInterfaces.name=nic2", False),
+        ("networkInterfaces.network:*", False),
         (r'name ne ".*\btrain\b.*"', False),
     ],
 )

@@ -79,6 +79,7 @@ async def _one(cloud: Cloud, zone: str, name: str, properties: Resource, body: R
         cloud.settings.project,
         zone,
         legacy_images=cloud.settings.legacy_images,
+        now=cloud.clock.now(),
     )
     return await create(cloud, zone, checked, image)
 

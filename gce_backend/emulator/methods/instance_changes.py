@@ -26,7 +26,11 @@ Resource = dict[str, Any]
 async def insert(cloud: Cloud, arguments: Arguments) -> Resource:
     project, zone = cloud.settings.project, arguments["zone"]
     body, image = inserts.checked(
-        arguments.body, project, zone, legacy_images=cloud.settings.legacy_images
+        arguments.body,
+        project,
+        zone,
+        legacy_images=cloud.settings.legacy_images,
+        now=cloud.clock.now(),
     )
     life = await create(cloud, zone, body, image)
     operation = _operation(cloud, life, "insert", arguments)
