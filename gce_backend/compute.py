@@ -20,6 +20,7 @@ from gce_backend.compute_errors import (
 )
 from gce_backend.errors import (
     AlreadyExists,
+    ChangedMeanwhile,
     ComputeError,
     InstanceNotFound,
     OperationTimeout,
@@ -240,9 +241,9 @@ class Compute:
                     metadata_resource=compute_v1.Metadata.from_json(json.dumps(metadata)),
                     timeout=_CALL_SECONDS,
                 )
-            except PreconditionFailed:
+                self._finish(what, zone, operation, seconds=60)
+            except (ChangedMeanwhile, PreconditionFailed):
                 return None  # somebody changed it between our read and our write: read again
-            self._finish(what, zone, operation, seconds=60)
             return True
 
         what = f"setting metadata {key!r} of zones/{zone}/instances/{name}"

@@ -15,6 +15,7 @@ from typing import Any
 from gce_backend.credentials import explain
 from gce_backend.errors import (
     AlreadyExists,
+    ChangedMeanwhile,
     ComputeError,
     GceBackendError,
     InstanceNotFound,
@@ -149,6 +150,8 @@ def _by_code(message: str, status: int, codes: set[str]) -> ComputeError:
         return InternalError(message)
     if codes & {"alreadyExists", "RESOURCE_ALREADY_EXISTS"}:
         return AlreadyExists(message)
+    if "CONDITION_NOT_MET" in codes:  # of an operation, seen in bosh-google-cpi-release#159
+        return ChangedMeanwhile(message)
     if status in (401, 403):
         return PermissionDenied(message)
     if status in (400, 404) and _NOT_OFFERED.search(message):

@@ -15,6 +15,7 @@
     │   ├── QuotaExceeded            .is_global: no other region will help
     │   ├── PermissionDenied
     │   ├── AlreadyExists            an instance of that name, and not ours
+    │   ├── ChangedMeanwhile         what we wrote was made of an older state: read again
     │   ├── InstanceNotFound         404: there is nothing that bills
     │   └── OperationTimeout         (transient)
     ├── SshError                     the live plane; never changes what becomes of a run
@@ -105,6 +106,10 @@ class InstanceNotFound(ComputeError):
 
 class AlreadyExists(ComputeError):
     """There is an instance of that name, and it is not ours."""
+
+
+class ChangedMeanwhile(ComputeError):
+    """Somebody else changed it between our read and our write, which had no effect."""
 
 
 class OperationTimeout(ComputeError):

@@ -1,6 +1,7 @@
 """Compute Engine's calls against the emulator: retried, confirmed, and never doubled."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -153,6 +154,19 @@ def test_a_stopped_instance_is_started_again(emulator, compute):
     compute.start(ZONE, machine["name"])
 
     assert compute.get(ZONE, machine["name"])["status"] == "RUNNING"
+
+
+def test_two_who_set_an_attribute_at_the_same_time_both_do(emulator, compute):
+    """Their operations overlap, and the slower one's ends with CONDITION_NOT_MET."""
+    machine = body()
+    compute.insert(ZONE, machine)
+    emulator.inject(Fault("operation_slow", "instances.setMetadata", times=2, seconds=2))
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(compute.set_metadata, ZONE, machine["name"], key, "1") for key in "ab"]
+        assert [each.result() for each in done] == [None, None]
+
+    items = compute.get(ZONE, machine["name"])["metadata"]["items"]
+    assert {item["key"] for item in items} >= {"a", "b"}
 
 
 def test_an_instance_of_ours_that_is_there_already_is_adopted(emulator, compute):

@@ -368,6 +368,7 @@ _TOLD_ELSEWHERE = {
     errors.ConfigError,  # nothing exists yet: tests/test_config.py
     errors.ProjectError,
     errors.InstanceNotFound,  # an answer, and no failure
+    errors.ChangedMeanwhile,  # does not get out of Compute: tests/test_compute.py
     errors.SshError,  # changes nothing about a run: tests/ssh
 }
 
