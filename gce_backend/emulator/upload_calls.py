@@ -31,7 +31,6 @@ class _Finished:
     """A resumable upload that has become the object ``name``, and the answer that said so."""
 
     name: str
-    status: int
     body: bytes
 
 
@@ -130,17 +129,17 @@ class UploadCalls:
             status, body = await self._finish(request, upload)
         finally:
             upload.discard()
-        self._finished[identifier] = _Finished(upload.name, status, body)
-        if len(self._finished) > _FINISHED:
-            self._finished.popitem(last=False)
+        if status == 200:
+            self._finished[identifier] = _Finished(upload.name, body)
+            if len(self._finished) > _FINISHED:
+                self._finished.popitem(last=False)
         return _json(status, body)
 
     async def _again(self, request: web.BaseRequest, identifier: str) -> web.Response:
         """What the last chunk was answered with, for a client that did not hear it."""
         async for _ in request.content.iter_chunked(_PIECE):
             pass
-        finished = self._finished[identifier]
-        return _json(finished.status, finished.body)
+        return _json(200, self._finished[identifier].body)
 
     def _range(self, request: web.BaseRequest, upload: Upload) -> tuple[int | None, int | None]:
         """(first byte of the chunk, size of the whole); None: no chunk, not known yet."""
