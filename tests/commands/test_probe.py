@@ -126,7 +126,7 @@ def test_a_server_is_tried_from_there_unless_its_address_means_this_machine(stor
 
 def test_any_answer_of_the_server_shows_the_way_and_none_shows_that_there_is_none(store):
     url = store.emulator.storage_url
-    assert probe_script.tracking({"tracking": f"{url}/"}) == f"{url} answers from there (HTTP 404)"
+    assert probe_script.tracking({"tracking": f"{url}/"}) == f"{url} answers from there (HTTP 501)"
     with pytest.raises(probe_script.Failed, match=r"http://127.0.0.1:9: no answer \("):
         probe_script.tracking({"tracking": "http://127.0.0.1:9"})
 
