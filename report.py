@@ -105,7 +105,7 @@ def confusion_figure(labels: Tensor, logits: Tensor) -> Figure:
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
     # The diagonal would outshine what there is to see: the errors.
-    axes.imshow(matrix - torch.diag(matrix.diagonal()), cmap="Reds")
+    axes.imshow((matrix - torch.diag(matrix.diagonal())).numpy(), cmap="Reds")
     for row in range(CLASSES):
         for column in range(CLASSES):
             if count := int(matrix[row, column]):
@@ -124,7 +124,7 @@ def worst_digits(images: Tensor, labels: Tensor, logits: Tensor) -> Figure:
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     for axes, index in zip(figure.subplots(5, 5).flat, order, strict=False):
         sure, taken = probability[index].max(0)
-        axes.imshow(images[index, 0], cmap="gray_r")
+        axes.imshow(images[index, 0].numpy(), cmap="gray_r")
         axes.set_title(f"{labels[index]} as {taken} ({100 * sure:.0f} %)", fontsize=8)
         axes.set_axis_off()
     return figure
