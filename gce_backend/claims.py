@@ -69,12 +69,17 @@ class Claim:
         if not self.take(submission):
             raise self._lost()
 
-    def confirm(self) -> None:
-        """Of the holder, after an insert, which may have taken long. Raises ClaimLost."""
+    def is_lost(self) -> bool:
+        """Of the holder, after an insert, which may have taken long."""
         with suppress(StorageError):  # no answer says nothing about whose it is
             found = self._storage.info(self._name)
-            if found is None or found.generation != self._generation:
-                raise self._lost()
+            return found is None or found.generation != self._generation
+        return False
+
+    def confirm(self) -> None:
+        """As ``is_lost``. Raises ClaimLost."""
+        if self.is_lost():
+            raise self._lost()
 
     def withdraw(self) -> None:
         """Of the holder, when no instance came of it: the attempt is free for anybody at once."""

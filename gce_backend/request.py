@@ -178,7 +178,7 @@ class InstanceRequest:
         # From here on there is something to detach from: signals leave a wish, also after this.
         before = self._interrupts.defer()
         try:
-            with self._deleted_on_error(submission):
+            with self._deleted_on_error(submission, body["labels"]):
                 self._compute.insert(zone, body)
                 if self._claim:
                     self._claim.confirm()
@@ -199,25 +199,38 @@ class InstanceRequest:
             return None
 
     @contextmanager
-    def _deleted_on_error(self, submission: Submission) -> Iterator[None]:
+    def _deleted_on_error(self, submission: Submission, labels: dict[str, str]) -> Iterator[None]:
         """Whatever goes wrong while an instance is created, none is left behind.
 
         An insert whose reply got lost, or whose operation timed out, may take effect even after
-        the delete; such an instance finds the run cancelled and deletes itself.
+        the delete; such an instance finds the run cancelled and deletes itself. Where another
+        client asks by now, its instance has the same name, and neither is done to it.
         """
         try:
             yield
         except (PermissionDenied, AlreadyExists, NotOffered):
             raise  # refused before anything was made; what bears the name is not ours
-        except (NoCapacity, InternalError, QuotaExceeded, ClaimLost) as error:
-            delete(self._compute, submission, because=str(error))
-            raise
         except BaseException as error:
+            if self._claim and self._claim.is_lost():
+                if self._bears(submission, labels):
+                    delete(self._compute, submission, because=str(error))
+                raise ClaimLost(f"{error}; another client goes on with the run") from error
+            if isinstance(error, (NoCapacity, InternalError, QuotaExceeded)):
+                delete(self._compute, submission, because=str(error))
+                raise
             if not isinstance(error, ComputeError) or error.transient:
                 with contextlib.suppress(StorageError):
                     give_up(self._storage, self._paths)
             delete(self._compute, submission, because=str(error))
             raise
+
+    def _bears(self, submission: Submission, labels: dict[str, str]) -> bool:
+        """Whether the instance of that name is this client's: the deadline's label tells."""
+        try:
+            found = self._compute.get(submission.zone, submission.instance)
+        except ComputeError:  # there is none, or none to be seen: the other client's must not end
+            return False
+        return found.get("labels") == labels
 
 
 def _is_pointless(

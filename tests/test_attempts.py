@@ -16,7 +16,7 @@ from gce_backend.compute import Compute
 from gce_backend.config import load_settings
 from gce_backend.console import Console
 from gce_backend.emulator import Emulator, Fault
-from gce_backend.errors import OperationTimeout, RunWaiting
+from gce_backend.errors import NoCapacity, OperationTimeout, RunWaiting
 from gce_backend.follow import End
 from gce_backend.history import Event, History
 from gce_backend.instance import Agent
@@ -208,6 +208,30 @@ def test_without_room_the_number_is_free_for_whoever_comes_next(run, emulator):
     emulator.clear_faults()
 
     assert go_on(run, NEVER_MADE, run.second).instance == run.second.instance
+
+
+@pytest.mark.parametrize("error", [NoCapacity("no room"), OperationTimeout("not ended")])
+def test_a_client_that_wakes_late_does_nothing_to_the_instance_of_another(
+    run, emulator, monkeypatch, error
+):
+    """Its laptop slept in the middle of the insert; the name is the same."""
+    insert = Compute.insert
+
+    def asleep(self, zone, body):
+        monkeypatch.setattr(Compute, "insert", insert)
+        other = Claim(run.storage, run.first, 2)
+        here = other.look()
+        assert other.take(dataclasses.replace(here, deadline=here.deadline + 60))
+        labels = {**body["labels"], "mlflow-gce-deadline": "4000000000"}
+        insert(self, zone, {**body, "labels": labels})
+        raise error
+
+    monkeypatch.setattr(Compute, "insert", asleep)
+    found = go_on(run)
+
+    assert found.instance == run.second.instance, "it follows what the other one asked for"
+    assert names(emulator) == [run.second.instance]
+    assert not run.storage.exists(run.paths.cancel)
 
 
 def test_an_insert_without_an_answer_keeps_its_claim_until_it_cannot_come_any_more(
