@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 # Inherited by whatever the trainer starts: torchrun's workers and daemons leave its session.
@@ -51,39 +51,74 @@ class Family:
     def __init__(self, session: int, mark: str) -> None:
         self._session = str(session) if session else None  # 0 is the kernel's, and strangers'
         self._entry = os.fsencode(f"{MARK}={mark}")
+        # By id and start: the mark is looked for once, while a process is young. One that hangs in
+        # the kernel later may hang whoever asks for its environment.
+        self._marked: dict[tuple[int, str], bool] = {}
 
-    def lines(self) -> Iterator[tuple[int, str]]:
+    def lines(self) -> dict[int, str]:
         """Process id and line of each member that still runs."""
+        marked, found = {}, {}
         for directory in Path("/proc").glob("[0-9]*"):
             pid = int(directory.name)
             line = stat(pid)
-            if is_alive(line) and (_after_name(line)[3] == self._session or self._bears_mark(pid)):
-                yield pid, line
+            if not is_alive(line):
+                continue
+            if _after_name(line)[3] == self._session:
+                found[pid] = line
+                continue
+            key = (pid, start_time(line))
+            marked[key] = self._marked[key] if key in self._marked else self._bears_mark(pid)
+            if marked[key]:
+                found[pid] = line
+        self._marked = marked
+        return found
+
+    def left_alone(self) -> set[int]:
+        """Members outside of the trainer's group whose parent is none: nobody tells them to end."""
+        members = self.lines()
+        return {
+            pid
+            for pid, line in members.items()
+            if _after_name(line)[2] != self._session and int(_after_name(line)[1]) not in members
+        }
 
     def cpu_seconds(self) -> float:
         """What its members have used so far, and their children that have ended."""
-        ticks = sum(int(field) for _, line in self.lines() for field in _after_name(line)[11:15])
+        lines = self.lines().values()
+        ticks = sum(int(field) for line in lines for field in _after_name(line)[11:15])
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def await_end(self, seconds: float) -> bool:
-        """Whether all of it has ended within that time."""
+    def await_end(self, seconds: float, *, tell: bool = False) -> bool:
+        """Whether all of it has ended within that time.
+
+        Args:
+            tell: send SIGTERM, once, to those that are left alone.
+        """
         until = time.monotonic() + seconds
-        while any(self.lines()):
+        told: set[int] = set()
+        while self.lines():
+            for pid in self.left_alone() - told if tell else ():
+                told.add(pid)
+                _send(pid, signal.SIGTERM)
             if time.monotonic() >= until:
                 return False
             time.sleep(_POLL_S)
         return True
 
     def signal(self, number: int) -> None:
-        for pid, _ in self.lines():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+        for pid in self.lines():
+            _send(pid, number)
 
     def _bears_mark(self, pid: int) -> bool:
         try:
             return self._entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except OSError:
             return False
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def _after_name(line: str) -> list[str]:

@@ -104,13 +104,15 @@ class Trainer:
         self._notes, self._log = notes, log
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
+        self._family = Family(0, str(notes))
+        self._why = ""  # it was told to end, in this agent's life
         self._started = ""  # start time in clock ticks since boot; with the pid, who it is
 
     @property
     def told(self) -> str:
         """Why the trainer was told to end; "" when it was not. Kept over restarts."""
         try:
-            return (self._notes / "told").read_text()
+            return self._why or (self._notes / "told").read_text()
         except FileNotFoundError:
             return ""
 
@@ -146,7 +148,7 @@ class Trainer:
             boot, line = (self._notes / "process").read_text().splitlines()[:2]
         except (FileNotFoundError, ValueError):
             return False
-        self._pid, self._started = int(line.split()[0]), start_time(line)
+        self._know(int(line.split()[0]), start_time(line))
         return boot == boot_id() and self._alive()
 
     def start(self, launch: Launch) -> None:
@@ -165,8 +167,7 @@ class Trainer:
             start_new_session=True,
             **launch.account.popen(),
         )
-        self._pid = self._process.pid
-        self._started = start_time(stat(self._pid))
+        self._know(self._process.pid, start_time(stat(self._process.pid)))
 
     def wait(self, stop: Stop, grace: Callable[[], float]) -> int:
         """Wait for the end, or bring it about when ``stop`` is set; returns the exit code.
@@ -177,12 +178,13 @@ class Trainer:
         """
         while self._alive():
             if stop.wait(_POLL_S) and self._alive():
+                self._why = stop.reason
                 with contextlib.suppress(OSError):  # a full disk; the signal matters more
                     (self._notes / "told").write_text(stop.reason)
                 self._terminate(grace())
                 break
         if (self._notes / "signalled").exists() and not self.told:
-            self._family.await_end(grace())
+            self._family.await_end(grace(), tell=True)
         self._family.signal(signal.SIGKILL)
         code = self.exit_code
         if code is not None:
@@ -196,20 +198,20 @@ class Trainer:
         """What the trainer and everything it started have used, as far as it is still there."""
         return self._family.cpu_seconds() if self._pid else 0.0
 
-    @property
-    def _family(self) -> Family:
-        return Family(self._pid, str(self._notes))
-
     def _terminate(self, grace_seconds: float) -> None:
         """A shell that runs several commands dies at once; what it runs may still be saving."""
         self._log.say(f"SIGTERM to the trainer; SIGKILL in {grace_seconds:.0f} s")
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGTERM)
-        if not self._family.await_end(grace_seconds):
+        if not self._family.await_end(grace_seconds, tell=True):
             self._log.say(f"the trainer still runs after {grace_seconds:.0f} s: SIGKILL")
             self._family.signal(signal.SIGKILL)
             if not self._family.await_end(_AFTER_KILL_S):
                 self._log.say("the trainer hangs in the kernel; what there is of it is collected")
+
+    def _know(self, pid: int, started: str) -> None:
+        self._pid, self._started = pid, started
+        self._family = Family(pid, str(self._notes))
 
     def _alive(self) -> bool:
         if self._process is not None:

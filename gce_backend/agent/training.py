@@ -89,6 +89,7 @@ class Training:
         with self._served(tracking, trainer) as url:
             self._enter("running")
             if found:
+                self._state.end_preparing()  # whoever began it may not have come so far
                 self._log.say("the agent was started again; the trainer went on meanwhile")
             else:
                 self._start(trainer, url)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gce_backend.agent.family import boot_id
 from gce_backend.agent.state import ON_DISK
 
 from .cloud import wait_for
@@ -101,6 +102,23 @@ def test_the_project_is_on_the_disk_for_good_a_moment_after_the_start(
     instance.reboot()
     instance.start()
 
+    assert instance.wait()["end_reason"] == "succeeded"
+
+
+def test_an_agent_that_finds_its_trainer_has_the_project_kept_as_well(
+    instance: TestInstance,
+) -> None:
+    instance.submit(WAITING)
+    instance.start()
+    wait_for((instance.state / "trainer" / "process").exists, "the trainer is noted")
+    memory = instance.state / "state.json"
+    wait_for(lambda: f'"prepared_in": "{ON_DISK}"' in memory.read_text(), "it is there")
+    instance.kill()
+    memory.write_text(json.dumps({**json.loads(memory.read_text()), "prepared_in": boot_id()}))
+    instance.start()
+
+    wait_for(lambda: f'"prepared_in": "{ON_DISK}"' in memory.read_text(), "it is there again")
+    (instance.state / "work" / "over").touch()
     assert instance.wait()["end_reason"] == "succeeded"
 
 

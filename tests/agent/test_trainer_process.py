@@ -101,6 +101,23 @@ def test_a_killed_shell_counts_as_killed(place: Path) -> None:
     log.close()
 
 
+def test_who_is_left_alone_is_told_to_end_as_well(place: Path) -> None:
+    """A daemon in a session of its own, whose parent is gone: not heard of it costs the grace."""
+    daemon = "trap 'touch told; exit' TERM; touch up; while :; do sleep 0.1; done"
+    log, stop = RunLog(place / "log"), Stop()
+    trainer = Trainer(place / "notes", log)
+    trainer.start(launch(place, f'setsid bash -c "{daemon}" & sleep 60'))
+    wait_for((place / "work" / "up").exists, "the daemon is there")
+    stop.set("cancelled")
+
+    trainer.wait(stop, lambda: 60.0)
+
+    assert (place / "work" / "told").exists()
+    assert "SIGKILL in" in (place / "log").read_text()
+    assert "still runs" not in (place / "log").read_text()
+    log.close()
+
+
 @pytest.mark.parametrize("told", ["", "cancelled"])
 def test_an_end_by_the_machines_shutdown_is_told_from_one_that_the_agent_asked_for(
     place: Path, told: str
