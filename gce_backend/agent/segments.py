@@ -106,7 +106,6 @@ class Segments:
             return False
         self.first = self.first or self._first_free()
         self._ends.append(end)
-        self._sync()
         self._save()
         return True
 
@@ -166,13 +165,18 @@ class Segments:
         """Write the end of the piece that begins, once and for all: a day has 86,400. An OSError
         leaves the piece for another time, since a restart would cut it differently."""
         try:
+            self._sync()
             if len(self._ends) == 1:
                 write_json(self._cursor, {"first": self.first})
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             descriptor = os.open(self._ends_file, flags, 0o644)
+            size = os.fstat(descriptor).st_size
             try:
                 append(descriptor, b"%d\n" % self._ends[-1], self._ends_file.name)
                 os.fdatasync(descriptor)
+            except OSError:
+                os.truncate(self._ends_file, size)
+                raise
             finally:
                 os.close(descriptor)
             if len(self._ends) == 1:

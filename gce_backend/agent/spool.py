@@ -294,6 +294,10 @@ class Spool:
             entry = Entry(**raw)
             self._number = max(self._number, entry.number)
             self._note(entry)
+        for entry in list(self._pending.values()):
+            # Only an uploaded one is dropped; that it was could not be noted on a full disk.
+            if not entry.deleted and not self.path(entry.number).exists():
+                self._note(replace(entry, done=True))
         kept = {self.path(entry.number).name for entry in self._entries.values()}
         for file in self.root.iterdir():
             if file.suffix == ".promised" and (promised := read_json(file)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -169,6 +170,31 @@ def test_a_piece_that_begins_writes_its_own_end_and_nothing_of_the_others(
 
     assert sender.bucket.joined("log/") == b"x\nx\nx\ny\n"
     assert ends.read_bytes() == b"2\n4\n6\n8\n" and again.count == 7
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_piece_that_the_disk_does_not_keep_is_not_begun(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Neither its bytes nor its end: after a restart it would be cut differently."""
+    sync, calls = os.fdatasync, iter(range(100))
+
+    def fail_once(descriptor: int) -> None:
+        if next(calls) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fail_once)
+    segments = sender.start()
+    sender.write(b"one\n")
+    with pytest.raises(OSError, match="Input/output"):
+        segments.send_new(soon())
+    sender.write(b"two\n")
+    segments.send_new(soon())
+    sender.write(b"three\n")
+    sender.start().send_new(soon())
+
+    assert sender.bucket.joined("log/") == b"one\ntwo\nthree\n"
 
 
 def test_a_lost_reply_counts_as_sent(sender: Sender, front: Front) -> None:

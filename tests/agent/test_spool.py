@@ -96,6 +96,22 @@ def test_entries_survive_a_restart_and_overwritten_files_do_not(tmp_path: Path) 
     assert [e.name for e in Spool(tmp_path).entries()] == ["a", "b", "gone"]
 
 
+def test_an_entry_whose_bytes_were_dropped_once_uploaded_is_not_pending_again(
+    tmp_path: Path,
+) -> None:
+    """On a full disk that it was uploaded could not be noted; whether it is there, the end asks."""
+    spool = Spool(tmp_path)
+    put(spool, "a", b"data")
+    put(spool, "b", b"here")
+    spool.close()
+    (tmp_path / "00000001").unlink()
+
+    again = Spool(tmp_path)
+
+    assert [entry.name for entry in again.pending()] == ["b"]
+    assert [entry.name for entry in again.entries() if entry.done] == ["a"]
+
+
 def test_a_client_that_breaks_off_leaves_nothing_but_the_knowledge(tmp_path: Path) -> None:
     def broken(amount: int) -> bytes:
         raise ConnectionError("away")
