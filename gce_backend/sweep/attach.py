@@ -12,7 +12,7 @@ from gce_backend.blueprint import Blueprint
 from gce_backend.config import Settings, read_endpoints
 from gce_backend.console import Console
 from gce_backend.errors import GceBackendError
-from gce_backend.presence import is_alive
+from gce_backend.presence import is_alive, is_dead
 from gce_backend.storage import Storage
 from gce_backend.submission import Submission, close_abandoned
 from gce_backend.sweep.jobs import Plan, SweepJob
@@ -24,6 +24,7 @@ from gce_backend.sweep.store import (
     NUMBER_TAG,
     OUTPUT_TAG,
     SWEEP_TAG,
+    SWEEPER_TAG,
     Row,
     SweepStore,
 )
@@ -122,10 +123,18 @@ class _Following:
                 f"{client or 'not known'}) may be about to ask for one; it is left as it is. If "
                 "that client has ended, the sweep's own command goes on with the job"
             )
-        alive = any(is_alive(_client(child)) for child in self._children)
+        sweeper = self._parent.data.tags.get(SWEEPER_TAG, "")
+        alive = is_alive(sweeper) or any(is_alive(_client(child)) for child in self._children)
         if alive and not waiting:
             self._console.say("the sweep's client runs on this machine, and closes the sweep")
-        return alive or bool(waiting)
+        # Between the sweep's own run and its first job's it is the only one to tell of a client.
+        elsewhere = not self._children and bool(sweeper) and not is_dead(sweeper)
+        if elsewhere and not alive:
+            self._console.warn(
+                f"the sweep has no jobs yet, and its client (host, process, start: {sweeper}) may "
+                "be about to start them; it is left as it is"
+            )
+        return alive or elsewhere or bool(waiting)
 
     def _close_empty(self) -> None:
         run = self._parent.info.run_id

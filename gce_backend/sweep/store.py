@@ -21,6 +21,7 @@ KEY_TAG = "gce.sweep.key"  # of the parent: what is swept over which code
 JOB_TAG = "gce.sweep.job"  # of a child: the digest of its overrides
 NUMBER_TAG = "gce.sweep.number"
 DIRECTORY_TAG = "gce.sweep.directory"
+SWEEPER_TAG = "gce.sweep.client"  # on the parent: who starts its jobs, see presence.py
 OUTPUT_TAG = "gce.sweep.output_dir"
 COMMAND = 'python3 "$MLFLOW_GCE_JOB"'
 BEST_ALIAS = "best"

@@ -26,6 +26,7 @@ from gce_backend.errors import (
     TrackingError,
 )
 from gce_backend.lifecycle import EndReason
+from gce_backend.presence import this_client
 from gce_backend.project import Source, open_source
 from gce_backend.shipment import Shipment, ship
 from gce_backend.storage import Storage
@@ -40,6 +41,7 @@ from gce_backend.sweep.store import (
     JOB_TAG,
     KEY_TAG,
     SWEEP_TAG,
+    SWEEPER_TAG,
     Row,
     SweepStore,
     Table,
@@ -217,6 +219,7 @@ class Sweep:
             if KEY_TAG not in found.data.tags:
                 raise ConfigError(f"hydra.launcher.resume={plan.resume}: that run is no sweep")
         tags = {KEY_TAG: key, SWEEP_TAG: plan.name, DIRECTORY_TAG: str(plan.directory)}
+        tags[SWEEPER_TAG] = this_client()
         if found is None:
             tags["mlflow.source.name"] = common.source.name
             made = self.store.create_parent(experiment, f"sweep-{plan.name}", tags, plan.words)

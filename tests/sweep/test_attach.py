@@ -24,6 +24,7 @@ from gce_backend.sweep.store import (
     KEY_TAG,
     NUMBER_TAG,
     SWEEP_TAG,
+    SWEEPER_TAG,
     SweepStore,
 )
 from gce_backend.tracking import CLIENT_TAG
@@ -106,6 +107,21 @@ def test_a_sweep_whose_client_died_before_any_instance_is_closed(
     assert f"sweep {left.parent}: nothing of it runs" in told
     assert (left.status(run), left.status(left.parent)) == ("FAILED", "FAILED")
     assert left.store.get_run(run).data.tags["gce.end_reason"] == "submit_failed"
+
+
+@pytest.mark.parametrize(
+    ("client", "status"),
+    [(this_client(), "RUNNING"), (ELSEWHERE, "RUNNING"), (DEAD, "FAILED")],
+    ids=["alive here", "perhaps alive elsewhere", "dead"],
+)
+def test_a_sweep_that_has_no_job_yet_is_closed_only_without_a_client(
+    left: Left, client: str, status: str
+) -> None:
+    left.store.set_tags(left.parent, {SWEEPER_TAG: client})
+
+    assert left.attach() == 1
+
+    assert left.status(left.parent) == status
 
 
 def test_what_had_ended_before_stands_in_the_table(left: Left) -> None:
