@@ -330,6 +330,8 @@ def _no_sqlite_file(uri: str) -> str:
     path = Path(match[1])
     if path.is_dir():
         return f"{path} is a directory"
+    if path.is_file():
+        return ""  # to be read at least, wherever it lies
     parent = next(each for each in path.absolute().parents if each.exists())
     return "" if parent.is_dir() and os.access(parent, os.W_OK) else f"{parent} cannot be written"
 

@@ -1,5 +1,6 @@
 """The MLflow side: an experiment that instances can write to, and a run that says the truth."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def test_a_path_where_no_database_can_be_is_refused_at_once(tmp_path, path, why)
 
     with pytest.raises(TrackingError, match=f"cannot be opened: {tmp_path}.*{why}"):
         Tracking(f"sqlite:///{tmp_path}{path}")
+
+
+def test_a_store_in_a_directory_that_takes_no_files_can_be_read(uri, client, monkeypatch):
+    client.get_experiment("0")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+
+    with pytest.raises(TrackingError, match="no run"):
+        Tracking(uri).find_run("a name that nothing has")
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path):
