@@ -83,8 +83,13 @@ def test_three_runs_compare_in_parallel_coordinates(ui: Ui, page: Page) -> None:
     # What differs is chosen already; of the metrics, the first that was logged.
     page.get_by_role("combobox").nth(1).click(force=True)
     page.get_by_title("system/cpu_utilization_percentage").last.hover()
-    page.mouse.wheel(0, 250)  # to the end of the list
-    page.get_by_title("test_accuracy").last.click()
+    wanted = page.get_by_title("test_accuracy").last
+    for _ in range(40):  # to the end of the list, which may still be unfolding
+        if wanted.is_visible():
+            break
+        page.mouse.wheel(0, 250)
+        page.wait_for_timeout(250)
+    wanted.click()
     page.mouse.wheel(0, -500)
     page.get_by_title("system/cpu_utilization_percentage").last.click()  # not that one
     page.keyboard.press("Escape")

@@ -70,12 +70,12 @@ def _answer(request: dict[str, Any]) -> str:
         child = os.fork()
     else:
         child, reading = pty.fork()
-        if child:
-            fcntl.ioctl(reading, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     if not child:
         if columns is None:
             os.dup2(writing, 1)
             os.dup2(writing, 2)
+        else:  # by itself, before it looks
+            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         _become(request)
     if columns is None:
         os.close(writing)
