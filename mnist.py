@@ -98,8 +98,7 @@ def idx_files(name: str, root: str) -> Files:
         except FileNotFoundError:
             tried.append(source)  # nothing there yet: the usual first time
         except Exception as error:  # whatever it is, the next source may have them
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            print(f"{name}: not from {source}: {reason}", flush=True)
+            print(f"{name}: not from {source}: {lines(error)[-1]}", flush=True)
             tried.append(source)
         else:
             if tried:
@@ -136,11 +135,11 @@ def keep(files: Files, local: Path, bucket: str | None) -> None:
             for path, content in files.items():
                 blob(bucket, path + ".gz").upload_from_string(gzip.compress(content, 6))
         except Exception as error:  # a cache that cannot be filled costs time, not the run
-            print(f"{bucket} keeps no copy: {first_line(error)}", flush=True)
+            print(f"{bucket} keeps no copy: {lines(error)[0]}", flush=True)
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def lines(error: Exception) -> list[str]:
+    return (str(error).strip() or type(error).__name__).splitlines()
 
 
 def from_directory(name: str, root: Path) -> Files:

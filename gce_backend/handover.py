@@ -73,6 +73,6 @@ def _announced(run: Submission, number: int) -> Submission:
         run,
         attempt=number,
         instance=instance_name(run.run_id, number),
-        created_at=round(time.time(), 3),
+        created_at=time.time(),
         client=this_client(),
     )

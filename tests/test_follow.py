@@ -4,27 +4,16 @@ import itertools
 import types
 
 import pytest
+from submissions import submission
 
 from gce_backend import follow
-from gce_backend.agent.paths import RunPaths
 from gce_backend.console import Console
 from gce_backend.errors import StorageError
 from gce_backend.follow import Follower, Limits
 from gce_backend.lifecycle import EndReason
-from gce_backend.submission import Submission
 
 START = 1_000_000.0
-HERE = Submission(
-    run_id="r",
-    project="p",
-    zone="z",
-    instance="mlflow-r-1",
-    bucket="b",
-    paths=RunPaths("x", "r"),
-    tracking_uri="",
-    deadline=START + 7200,
-    created_at=START,
-)
+HERE = submission(deadline=START + 7200, created_at=START)
 
 
 class World:

@@ -8,26 +8,14 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+from submissions import submission
 
-from gce_backend.agent.paths import RunPaths
 from gce_backend.errors import ComputeError, InstanceNotFound
 from gce_backend.instance_watch import InstanceWatch
 from gce_backend.lifecycle import EndReason
 from gce_backend.presence import is_dead, this_client
-from gce_backend.submission import Submission
 
-HERE = Submission(
-    run_id="r",
-    project="p",
-    zone="z",
-    instance="mlflow-r-1",
-    bucket="b",
-    paths=RunPaths("x", "r"),
-    tracking_uri="",
-    deadline=float("inf"),
-    created_at=0.0,
-    client=this_client(),
-)
+HERE = submission(deadline=float("inf"), created_at=0.0, client=this_client())
 
 
 def at(number):

@@ -73,9 +73,9 @@ class Family:
         self._marked = marked
         return found
 
-    def left_alone(self) -> set[int]:
-        """Members outside of the trainer's group whose parent is none: nobody tells them to end."""
-        members = self.lines()
+    def _left_alone(self, members: dict[int, str]) -> set[int]:
+        """Those outside of the trainer's group whose parent is no member: nobody tells them to
+        end."""
         return {
             pid
             for pid, line in members.items()
@@ -96,8 +96,8 @@ class Family:
         """
         until = time.monotonic() + seconds
         told: set[int] = set()
-        while self.lines():
-            for pid in self.left_alone() - told if tell else ():
+        while members := self.lines():
+            for pid in self._left_alone(members) - told if tell else ():
                 told.add(pid)
                 _send(pid, signal.SIGTERM)
             if time.monotonic() >= until:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .entities import Json, Model, Run
+from .entries import UNFIT
 from .errors import RelayError, not_found
 
 
@@ -70,7 +71,7 @@ class TrackingState:
                 tags = self.experiment.setdefault("tags", [])
                 tags[:] = [tag for tag in tags if tag["key"] != body["key"]]
                 tags.append({"key": body["key"], "value": body.get("value", "")})
-        except (RelayError, LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        except (RelayError, *UNFIT):
             return
 
     def _log_batch(self, run: Run, body: Json) -> None:

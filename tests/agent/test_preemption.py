@@ -29,6 +29,14 @@ def shutdown(instance: TestInstance) -> None:
     terminate_all(instance)
 
 
+def take_back(instance: TestInstance) -> None:
+    """With its disk; what follows is the next attempt's."""
+    instance.plane.preempt()
+    assert instance.wait()["end_reason"] == "preempted"
+    instance.plane.preempted = False
+    shutil.rmtree(instance.state)
+
+
 def terminate_all(instance: TestInstance) -> None:
     pid = int((instance.state / "trainer" / "process").read_text().splitlines()[1].split()[0])
     os.killpg(pid, signal.SIGTERM)
@@ -85,10 +93,7 @@ def test_the_next_attempt_goes_on_from_what_was_saved(instance: TestInstance) ->
     instance.bucket.put(f"{instance.artifacts}/checkpoints/last.pt", b"a checkpoint")
     instance.start()
     wait_for(lambda: "logged 3" in instance.log, "the trainer has logged")
-    instance.plane.preempt()
-    assert instance.wait()["end_reason"] == "preempted"
-    instance.plane.preempted = False
-    shutil.rmtree(instance.state)
+    take_back(instance)
     before = instance.log
 
     status = instance.run(
@@ -129,10 +134,7 @@ def test_a_checkpoint_that_is_an_artifact_too_is_put_back_where_it_lay(
     instance.submit(command, {"train.py": UPLOADING})
     instance.start()
     wait_for(lambda: "ready" in instance.log, "the checkpoint is logged")
-    instance.plane.preempt()
-    assert instance.wait()["end_reason"] == "preempted"
-    instance.plane.preempted = False
-    shutil.rmtree(instance.state)
+    take_back(instance)
 
     status = instance.run(command, {"train.py": UPLOADING}, attempt=2)
 
